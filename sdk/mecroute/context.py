@@ -1,0 +1,63 @@
+"""What is known of a request, the device and the network when a decision is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mecroute.request import Need
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFeatures:
+    """What the text of a request tells.
+
+    Args:
+        complexity: 0..1, how demanding it is for a language model.
+        reasons: the signals that raised it, in plain words.
+        prompt_tokens: estimated tokens to read.
+        output_tokens: predicted tokens to write.
+        needs: abilities beyond plain text, as `tools` or `images`.
+    """
+
+    complexity: float
+    reasons: tuple[str, ...]
+    prompt_tokens: int
+    output_tokens: int
+    needs: frozenset[Need] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """The machine this process runs on.
+
+    Args:
+        hardware: hardware class, the key of profiles.
+        memory_available_bytes: memory a model may still take; None where it cannot be read.
+        battery: charge 0..1; None without a battery.
+        charging: whether it is on mains power.
+        throttled: whether the processor is being slowed down for heat.
+        bandwidth_bytes_per_s: measured memory bandwidth of one thread; None until it was measured.
+    """
+
+    hardware: str
+    memory_available_bytes: int | None = None
+    battery: float | None = None
+    charging: bool = True
+    throttled: bool = False
+    bandwidth_bytes_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkState:
+    """The way to other machines. `offline`: this host has no route beyond itself."""
+
+    offline: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Everything the router is told about one request besides the targets."""
+
+    features: RequestFeatures
+    device: DeviceState
+    network: NetworkState

@@ -1,0 +1,181 @@
+"""Every error mecroute raises on purpose.
+
+MecrouteError
+├── UsageError                     the caller's mistake
+│   ├── ConfigError                a configuration file, variable or flag
+│   ├── InvalidRequestError        a request no target could serve as written
+│   │   └── ContextLengthError     prompt and output do not fit any context window
+│   ├── AuthenticationError        no key, or a key that is not accepted
+│   └── MissingExtraError          an optional part is not installed
+├── TierError                      a place that should have answered did not
+│   ├── NodeNotFoundError          no node of that name is configured
+│   ├── NodeNotReadyError          the node is up but cannot serve this now
+│   ├── TierUnreachableError       connection refused, reset, timed out, or a 5xx
+│   ├── TierResponseError          an answer that is not what the protocol promises
+│   └── AllTargetsFailedError      every ranked target was tried and failed
+├── ArtifactError                  a model or artifact problem
+│   ├── ModelNotFoundError
+│   ├── InvalidModelFileError
+│   ├── DigestMismatchError
+│   ├── ArtifactExistsError
+│   └── RemoteStoreError
+└── RequestRefusedError            understood, and not going to be served
+    ├── NoEligibleTargetError      the requirements exclude every target
+    ├── DeadlineExceededError      the deadline passed
+    └── OverloadedError            the queue is full; carries retry_after_s
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mecroute_registry.errors import (
+    ArtifactError,
+    ArtifactExistsError,
+    DigestMismatchError,
+    InvalidModelFileError,
+    MecrouteError,
+    MissingExtraError,
+    ModelNotFoundError,
+    RemoteStoreError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from mecroute.decision import Decision
+
+__all__ = [
+    "AllTargetsFailedError",
+    "ArtifactError",
+    "ArtifactExistsError",
+    "AuthenticationError",
+    "ConfigError",
+    "ContextLengthError",
+    "DeadlineExceededError",
+    "DigestMismatchError",
+    "InvalidModelFileError",
+    "InvalidRequestError",
+    "MecrouteError",
+    "MissingExtraError",
+    "ModelNotFoundError",
+    "NoEligibleTargetError",
+    "NodeNotFoundError",
+    "NodeNotReadyError",
+    "OverloadedError",
+    "RemoteStoreError",
+    "RequestRefusedError",
+    "TierError",
+    "TierResponseError",
+    "TierUnreachableError",
+    "UsageError",
+]
+
+
+class ConfigError(UsageError):
+    """A configuration file, environment variable or flag is wrong; the message names which and where."""
+
+    code = "config_error"
+
+
+class InvalidRequestError(UsageError):
+    """The request is malformed: no target could serve it as written."""
+
+
+class ContextLengthError(InvalidRequestError):
+    """Prompt and requested output do not fit the context window."""
+
+    code = "context_length_exceeded"
+
+
+class AuthenticationError(UsageError):
+    """No API key was sent, or the one sent is not accepted for this."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class TierError(MecrouteError):
+    """A place that should have answered did not."""
+
+    status = 502
+    code = "tier_error"
+
+
+class NodeNotFoundError(TierError):
+    """No node of that name is configured."""
+
+    status = 404
+    code = "node_not_found"
+
+
+class NodeNotReadyError(TierError):
+    """The node is up but cannot serve this request now."""
+
+    status = 503
+    code = "node_not_ready"
+
+
+class TierUnreachableError(TierError):
+    """Connection refused, reset or timed out, or the service answered with a server error."""
+
+    code = "tier_unreachable"
+
+
+class TierResponseError(TierError):
+    """The service answered with something its protocol does not allow."""
+
+    code = "tier_response_error"
+
+
+class AllTargetsFailedError(TierError):
+    """Every ranked target was tried and failed.
+
+    `attempts` holds one error per target, in the order tried.
+    """
+
+    code = "all_targets_failed"
+
+    def __init__(self, attempts: Sequence[tuple[str, MecrouteError]]) -> None:
+        tried = "; ".join(f"{target}: {error.message}" for target, error in attempts)
+        super().__init__(
+            f"all {len(attempts)} targets failed: {tried}",
+            hint="run `mecroute doctor` to see which tiers are reachable",
+            retryable=any(error.retryable for _, error in attempts),
+        )
+        self.attempts = tuple(attempts)
+
+
+class RequestRefusedError(MecrouteError):
+    """The request was understood and will not be served."""
+
+    status = 422
+    code = "request_refused"
+
+
+class NoEligibleTargetError(RequestRefusedError):
+    """The requirements exclude every target; `decision.rejected` says which and why."""
+
+    code = "no_eligible_target"
+
+    def __init__(self, message: str, *, decision: Decision, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.decision = decision
+
+
+class DeadlineExceededError(RequestRefusedError):
+    """The request's deadline passed before it could be answered."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+
+class OverloadedError(RequestRefusedError):
+    """The queue is full. `retry_after_s` comes from the rate at which it drains."""
+
+    status = 429
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: float, tier: str | None = None) -> None:
+        super().__init__(message, hint=f"retry after {retry_after_s:.1f} s", retryable=True, tier=tier)
+        self.retry_after_s = retry_after_s

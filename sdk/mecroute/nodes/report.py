@@ -1,0 +1,69 @@
+"""What a MEC node reports of itself at `GET /admin/node`: written by the server, read by clients."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mecroute_registry.facts import Task
+
+ModelState = Literal["pulling", "verifying", "loading", "ready", "failed", "unloaded"]
+
+
+class TransferProgress(BaseModel):
+    """Bytes transferred so far, of how many."""
+
+    done: int = Field(ge=0)
+    total: int = Field(ge=0)
+
+
+class ModelReport(BaseModel):
+    """One model on a node. Speeds are tokens per second; None where nothing was measured yet.
+
+    Args:
+        ref: the name under which it is served.
+        digest: the registry digest; None for a model served straight from a file.
+        detail: why it failed, or what it is doing; empty when there is nothing to say.
+        accuracy: 0..1, as registered; None where unknown.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    ref: str = Field(min_length=1)
+    state: ModelState
+    digest: str | None = None
+    file_digest: str | None = None
+    detail: str = ""
+    progress: TransferProgress | None = None
+    tasks: tuple[Task, ...] = ("chat", "completion", "embed")
+    context_length: int | None = Field(default=None, ge=1)
+    parallel: int = Field(default=1, ge=1)
+    running: int = Field(default=0, ge=0)
+    queued: int = Field(default=0, ge=0)
+    kv_used_tokens: int = Field(default=0, ge=0)
+    kv_total_tokens: int = Field(default=0, ge=0)
+    prefill_tokens_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    decode_tokens_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    size_bytes: int | None = Field(default=None, ge=0)
+    quantization: str | None = None
+    accuracy: float | None = Field(default=None, ge=0, le=1)
+
+
+class NodeReport(BaseModel):
+    """One node, its machine and its models."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    node: str
+    zone: str | None = None
+    region: str | None = None
+    version: str = ""
+    hardware: str = ""
+    cpu_count: int = Field(default=1, ge=1)
+    cpu_percent: float = Field(default=0, ge=0, allow_inf_nan=False)
+    memory_total_bytes: int = Field(default=0, ge=0)
+    memory_available_bytes: int = Field(default=0, ge=0)
+    gpu_backend: str | None = None
+    models: tuple[ModelReport, ...] = ()
+    retry_after_s: float = Field(default=0, ge=0, allow_inf_nan=False)

@@ -1,0 +1,79 @@
+"""What happened: one outcome per request, one segment per target that took part."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from mecroute.decision import Decision
+from mecroute_registry.facts import Tier
+
+Seam = Literal["exact", "instructed"]
+
+
+@dataclass(slots=True)
+class Segment:
+    """The part of an answer that one target gave.
+
+    Args:
+        output_tokens: tokens received in this segment.
+        text_chars: characters of it that were delivered to the caller.
+        ttft_ms: from this segment's start to its first text; for an answer that came whole, as the
+            target reports it; None where neither is known.
+        seam: how it was joined to the segment before it: `exact` (the model continued from the
+            delivered text), `instructed` (it was asked to continue); None for the first.
+        error: why the segment ended early; None when it ran to its end.
+    """
+
+    target_id: str
+    tier: Tier
+    output_tokens: int = 0
+    text_chars: int = 0
+    ttft_ms: float | None = None
+    latency_ms: float = 0.0
+    seam: Seam | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What happened to one request, measured by the client. Times in ms from the call."""
+
+    target_id: str
+    ttft_ms: float | None
+    latency_ms: float
+    prompt_tokens: int
+    output_tokens: int
+    tokens_per_s: float | None
+    cost_usd: float
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where an answer comes from: the decision, the outcome and every segment.
+
+    `cache` is `exact` when the answer was remembered, else None.
+    """
+
+    request_id: str
+    decision: Decision
+    outcome: Outcome
+    segments: tuple[Segment, ...]
+    tier: Tier
+    node: str | None
+    model: str
+    cache: Literal["exact"] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The provenance as JSON types."""
+        return {
+            "request_id": self.request_id,
+            "tier": self.tier,
+            "node": self.node,
+            "model": self.model,
+            "cache": self.cache,
+            "outcome": asdict(self.outcome),
+            "segments": [asdict(segment) for segment in self.segments],
+            "decision": self.decision.to_dict(),
+        }

@@ -1,0 +1,167 @@
+"""One validated request on its way through the pipeline."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from mecroute.errors import DeadlineExceededError, InvalidRequestError
+from mecroute.requirements import Requirements
+from mecroute_registry.facts import Task, Tier, parse_ref
+
+#: What a request may need beyond plain text in and text out.
+Need = str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSelector:
+    """Which targets a caller's `model` admits: `auto`, `NAME`, `NAME:VERSION`, `TIER/…` or `TIER`."""
+
+    text: str
+    tier: Tier | None = None
+    name: str | None = None
+    version: str | None = None
+
+    @classmethod
+    def parse(cls, text: object) -> ModelSelector:
+        """Read a `model` argument.
+
+        Raises:
+            InvalidRequestError: it is no model reference.
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise InvalidRequestError("model must be a text such as 'auto', 'smollm2' or 'mec/smollm2:q8_0'")
+        head, _, rest = text.partition("/")
+        tier: Tier | None = next((t for t in get_args(Tier) if t == head), None)
+        ref = rest if tier else text
+        if ref in ("", "auto"):
+            return cls(text=text, tier=tier)
+        try:
+            name, version = parse_ref(ref)
+        except ValueError:
+            # A cloud's model names follow no grammar of ours; they match as a whole.
+            name, version = ref, None
+        return cls(text=text, tier=tier, name=name, version=version)
+
+    def admits(self, tier: Tier, ref: str) -> bool:
+        """Whether a model `ref` (`name`, `name:version` or a cloud's own name) on `tier` is meant."""
+        if self.tier is not None and tier != self.tier:
+            return False
+        if self.name is None:
+            return True
+        if self.version is None:
+            return ref == self.name or ref.partition(":")[0] == self.name
+        return ref == f"{self.name}:{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One validated request.
+
+    `body` holds the OpenAI request fields except `model`, `stream` and mecroute's own.
+    """
+
+    task: Task
+    model: ModelSelector
+    body: Mapping[str, Any]
+    requirements: Requirements
+    stream: bool = False
+    user: str | None = None
+    id: str = field(default_factory=lambda: f"req-{uuid.uuid4().hex[:24]}")
+    started: float = field(default_factory=time.monotonic)
+
+    def remaining_s(self) -> float | None:
+        """Seconds left before the deadline, or None without one.
+
+        Raises:
+            DeadlineExceededError: none are left.
+        """
+        if self.requirements.deadline_ms is None:
+            return None
+        left = self.requirements.deadline_ms / 1000 - (time.monotonic() - self.started)
+        if left <= 0:
+            raise DeadlineExceededError(
+                f"the deadline of {self.requirements.deadline_ms:.0f} ms passed", hint="allow more time"
+            )
+        return left
+
+    def text(self) -> str:
+        """Everything the model is to read, as plain text (images and other parts left out)."""
+        if self.task == "embed":
+            given = self.body["input"]
+            return given if isinstance(given, str) else "\n".join(str(item) for item in given)
+        if self.task == "completion":
+            return str(self.body["prompt"])
+        return "\n".join(message_text(message) for message in self.body["messages"])
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """The text of one chat message, whose content is a text or a list of parts."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Sequence):
+        return "\n".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+    return ""
+
+
+def ingest(
+    task: Task,
+    *,
+    model: object,
+    body: Mapping[str, Any],
+    requirements: Requirements | Mapping[str, Any] | None = None,
+    stream: bool = False,
+) -> Request:
+    """Validate a caller's request and give it an id and a deadline.
+
+    Raises:
+        InvalidRequestError: the message names the field and what is wrong with it.
+    """
+    if task == "chat":
+        _check_messages(body.get("messages"))
+    elif task == "completion":
+        if not isinstance(body.get("prompt"), str) or not body["prompt"]:
+            raise InvalidRequestError("prompt must be a text that is not empty")
+    elif task == "embed":
+        _check_input(body.get("input"))
+    else:
+        raise InvalidRequestError(f"the task '{task}' cannot be routed yet")
+    for name in ("max_tokens", "max_completion_tokens"):
+        value = body.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise InvalidRequestError(f"{name} must be a whole number of at least 1, not {value!r}")
+    user = body.get("user")
+    return Request(
+        task=task,
+        model=ModelSelector.parse(model),
+        body={name: value for name, value in body.items() if value is not None},
+        requirements=Requirements.parse(requirements),
+        stream=stream,
+        user=str(user) if user is not None else None,
+    )
+
+
+def _check_messages(messages: object) -> None:
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        raise InvalidRequestError("messages must be a list of {'role': …, 'content': …}")
+    if not messages:
+        raise InvalidRequestError("messages is empty", hint="send at least one message")
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise InvalidRequestError(f"messages[{index}] must be an object with 'role' and 'content'")
+        role = message.get("role")
+        if not isinstance(role, str) or not role:
+            raise InvalidRequestError(f"messages[{index}].role is missing")
+        content = message.get("content")
+        if not isinstance(content, str | list | tuple) and not message.get("tool_calls"):
+            raise InvalidRequestError(f"messages[{index}].content must be a text or a list of parts")
+
+
+def _check_input(given: object) -> None:
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, Sequence) or not texts or not all(isinstance(t, str) and t for t in texts):
+        raise InvalidRequestError("input must be a text or a list of texts, none of them empty")

@@ -1,0 +1,104 @@
+"""What a caller asks of an answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, cast, get_args
+
+from mecroute.errors import InvalidRequestError
+from mecroute_registry.facts import Tier
+
+Privacy = Literal["device", "edge", "any"]
+
+#: The tiers a request may reach under each privacy floor.
+TIERS_WITHIN: Mapping[Privacy, frozenset[Tier]] = {
+    "device": frozenset({"device"}),
+    "edge": frozenset({"device", "mec"}),
+    "any": frozenset({"device", "mec", "cloud"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """What a caller asks of one answer. Immutable; safe to share between threads.
+
+    Args:
+        max_latency_ms: > 0, wished-for time to the whole answer. It shapes the score and does not
+            exclude: a late answer is better than none.
+        min_quality: 0..1, predicted share of right answers. Excludes targets below it.
+        max_cost_usd: >= 0, most that this one answer may cost. Excludes dearer targets.
+        privacy: `device` (never leaves it), `edge` (device or MEC) or `any`. Never relaxed.
+        residency: region in which the data must stay, as `eu` or `eu-central-1`. Never relaxed;
+            the device always satisfies it.
+        deadline_ms: > 0, wall clock from the call; past it the call ends with
+            `DeadlineExceededError`.
+
+    Raises:
+        InvalidRequestError: a value is out of its range.
+    """
+
+    max_latency_ms: float | None = None
+    min_quality: float | None = None
+    max_cost_usd: float | None = None
+    privacy: Privacy = "any"
+    residency: str | None = None
+    deadline_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        _check("max_latency_ms", self.max_latency_ms, "a number above 0", lambda v: v > 0)
+        _check("min_quality", self.min_quality, "a number from 0 to 1", lambda v: 0 <= v <= 1)
+        _check("max_cost_usd", self.max_cost_usd, "a number of at least 0", lambda v: v >= 0)
+        _check("deadline_ms", self.deadline_ms, "a number above 0", lambda v: v > 0)
+        if self.privacy not in get_args(Privacy):
+            raise InvalidRequestError(
+                f"requirements.privacy must be 'device', 'edge' or 'any', not {self.privacy!r}"
+            )
+        if self.residency is not None and (not isinstance(self.residency, str) or not self.residency):
+            raise InvalidRequestError(f"requirements.residency must be a region, not {self.residency!r}")
+
+    @classmethod
+    def parse(cls, value: Requirements | Mapping[str, Any] | None) -> Requirements:
+        """Accept what callers pass: an instance, a mapping (as in a JSON body) or nothing."""
+        if value is None:
+            return cls()
+        if isinstance(value, Requirements):
+            return value
+        if not isinstance(value, Mapping):
+            raise InvalidRequestError(f"requirements must be an object, not {type(value).__name__}")
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(value) - known)
+        if unknown:
+            raise InvalidRequestError(
+                f"requirements.{unknown[0]} is not known", hint=f"known: {', '.join(sorted(known))}"
+            )
+        return cls(**cast("dict[str, Any]", dict(value)))
+
+    def allows_tier(self, tier: Tier) -> bool:
+        """Whether the privacy floor lets a request reach this tier."""
+        return tier in TIERS_WITHIN[self.privacy]
+
+    def allows_region(self, tier: Tier, region: str | None) -> bool:
+        """Whether the residency lets data be in this region. An unknown region never does."""
+        if self.residency is None or tier == "device":
+            return True
+        if region is None:
+            return False
+        return region == self.residency or region.startswith(f"{self.residency}-")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stated requirements as JSON types; what was not stated is left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def _check(name: str, value: object, expected: str, within: Any) -> None:
+    if value is None:
+        return
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or not within(value)
+    ):
+        raise InvalidRequestError(f"requirements.{name} must be {expected}, not {value!r}")

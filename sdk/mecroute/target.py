@@ -1,0 +1,69 @@
+"""A target: one place that can serve a request now, and what is known of its state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mecroute.request import Need
+from mecroute_registry.facts import Task, Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Tier, node and model version.
+
+    Args:
+        node: the node's name on the MEC tier, the provider's on the cloud tier; None on the device.
+        model: the reference the target is asked for (`name:version`, or a cloud's own model name).
+        digest: the registry digest of the model version, where it has one.
+        region: where the data is while it is served; None where unknown.
+    """
+
+    tier: Tier
+    model: str
+    node: str | None = None
+    digest: str | None = None
+    region: str | None = None
+
+    @property
+    def id(self) -> str:
+        """A readable, unique name: `device/smollm2:q4_0`, `mec/node-1/smollm2:q8_0`."""
+        return "/".join(part for part in (self.tier, self.node, self.model) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetState:
+    """A target with everything the router needs to predict what it would do.
+
+    Speeds are tokens per second of one request; None where nothing was measured.
+
+    Args:
+        accuracy: 0..1, share of evaluation items right; None where unknown.
+        accuracy_source: `measured`, `declared` or `assumed`.
+        round_trip_ms: time to reach the target and back, without its work.
+        speed_source: where the speeds come from, in words.
+        ready_in_ms: time until it can begin (a model that must be loaded first).
+        availability: 0..1, share of recent calls that were answered.
+        unavailable: why it cannot be used at all at this moment; None when it can.
+    """
+
+    target: Target
+    tasks: frozenset[Task]
+    abilities: frozenset[Need]
+    context_length: int
+    accuracy: float | None = None
+    accuracy_source: str = "assumed"
+    prefill_tokens_per_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    speed_source: str = "assumed"
+    round_trip_ms: float = 0.0
+    ready_in_ms: float = 0.0
+    running: int = 0
+    queued: int = 0
+    parallel: int = 1
+    input_usd_per_mtok: float = 0.0
+    output_usd_per_mtok: float = 0.0
+    availability: float = 1.0
+    memory_needed_bytes: int = 0
+    reached_over_network: bool = False
+    unavailable: str | None = None
