@@ -1,0 +1,147 @@
+"""The clients: `Client` blocks, `AsyncClient` is the same with `await`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from mecroute._endpoints import (
+    Asked,
+    AsyncChat,
+    AsyncEmbeddings,
+    AsyncModels,
+    Chat,
+    Embeddings,
+    Messages,
+    Models,
+)
+from mecroute._loop import LoopThread
+from mecroute.config import Config, load_config
+from mecroute.decision import Decision
+from mecroute.request import ingest
+from mecroute.runtime import Runtime
+
+
+class AsyncClient:
+    """Answers requests on the device, on a MEC node or in the cloud. For one event loop.
+
+    Args:
+        config: the configuration; default: `mecroute.toml` and `MECROUTE_*`. Without any there is no
+            key and no network needed: the models of the local registry answer.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+    """
+
+    def __init__(self, config: Config | None = None) -> None:
+        self._config = config if config is not None else load_config().config
+        self._made: Runtime | None = None
+        self.chat = AsyncChat(self._runtime)
+        self.embeddings = AsyncEmbeddings(self._runtime)
+        self.models = AsyncModels(self._runtime)
+
+    async def route(
+        self,
+        *,
+        messages: Messages | None = None,
+        input: str | Sequence[str] | None = None,
+        model: str = "auto",
+        requirements: Asked = None,
+        **options: Any,
+    ) -> Decision:
+        """Decide where a request would go, without running it.
+
+        Args:
+            messages: a chat request; or
+            input: an embedding request.
+            model, requirements, options: as for the request itself.
+
+        Returns:
+            The decision; its `candidates` are empty when every target was rejected.
+        """
+        body: dict[str, Any] = dict(options)
+        if input is not None:
+            request = ingest("embed", model=model, body={**body, "input": input}, requirements=requirements)
+        else:
+            request = ingest(
+                "chat", model=model, body={**body, "messages": messages}, requirements=requirements
+            )
+        return await (await self._runtime()).pipeline.decide(request)
+
+    async def feedback(self, id: str, *, score: float) -> None:
+        """Say how good an answer was.
+
+        Args:
+            id: the reply's `id`.
+            score: 0 (useless) to 1 (right).
+        """
+        await (await self._runtime()).pipeline.feedback(id, score)
+
+    async def aclose(self) -> None:
+        """Unload models and close connections."""
+        made, self._made = self._made, None
+        if made is not None:
+            await made.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _runtime(self) -> Runtime:
+        if self._made is None:
+            self._made = Runtime(self._config)
+        return self._made
+
+
+class Client:
+    """The blocking client; the same as `AsyncClient` without `await`. Thread-safe.
+
+    Args:
+        config: as for `AsyncClient`.
+    """
+
+    def __init__(self, config: Config | None = None) -> None:
+        self._async = AsyncClient(config)
+        self._loop = LoopThread()
+        self.chat = Chat(self._async.chat, self._loop)
+        self.embeddings = Embeddings(self._async.embeddings, self._loop)
+        self.models = Models(self._async.models, self._loop)
+
+    def route(
+        self,
+        *,
+        messages: Messages | None = None,
+        input: str | Sequence[str] | None = None,
+        model: str = "auto",
+        requirements: Asked = None,
+        **options: Any,
+    ) -> Decision:
+        """Decide where a request would go, without running it; see `AsyncClient.route`."""
+        return self._loop.run(
+            self._async.route(
+                messages=messages, input=input, model=model, requirements=requirements, **options
+            )
+        )
+
+    def feedback(self, id: str, *, score: float) -> None:
+        """Say how good an answer was; see `AsyncClient.feedback`."""
+        self._loop.run(self._async.feedback(id, score=score))
+
+    def close(self) -> None:
+        """Unload models and close connections."""
+        if self._loop.alive:
+            self._loop.run(self._async.aclose())
+            self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

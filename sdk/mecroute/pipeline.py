@@ -1,0 +1,210 @@
+"""The life of a request, from the caller's arguments to the delivered answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any, Literal
+
+from mecroute.agents import CacheAgent, ContextAgent, MonitorAgent, ResourceAgent, RouterAgent
+from mecroute.agents.cache import Remembered
+from mecroute.config.schema import Config, RemoteConfig
+from mecroute.decision import Decision
+from mecroute.device.bandwidth import bandwidth
+from mecroute.errors import MecrouteError, NoEligibleTargetError
+from mecroute.execution import Execution
+from mecroute.outcome import Outcome, Provenance
+from mecroute.request import Request
+from mecroute.tiers.base import Tier
+from mecroute_registry.facts import Tier as TierName
+
+
+class Pipeline:
+    """Calls the five agents in order. For one event loop."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        context: ContextAgent,
+        resource: ResourceAgent,
+        router: RouterAgent,
+        cache: CacheAgent,
+        monitor: MonitorAgent,
+        tiers: Mapping[TierName, Tier],
+    ) -> None:
+        self._config = config
+        self.context = context
+        self.resource = resource
+        self.router = router
+        self.cache = cache
+        self.monitor = monitor
+        self._tiers = tiers
+        remotes: tuple[RemoteConfig, ...] = (*config.nodes, *config.cloud)
+        self._prices = {remote.name: remote for remote in remotes}
+
+    async def decide(self, request: Request) -> Decision:
+        """Steps 2 to 4: assess the request, list the targets, decide. Runs nothing."""
+        context = self.context.assess(request)
+        await self.resource.refresh()
+        targets = self.resource.targets(context.device.bandwidth_bytes_per_s)
+        if any(t.speed_source == "assumed" and t.target.tier == "device" for t in targets):
+            targets = self.resource.targets(await asyncio.to_thread(bandwidth))
+        return self.router.decide(
+            request,
+            context,
+            targets,
+            battery_floor=self._config.device.battery_floor,
+            correction=self.monitor.correction,
+        )
+
+    async def complete(self, request: Request) -> tuple[dict[str, Any], Provenance]:
+        """Steps 2 to 6 for a whole answer.
+
+        Raises:
+            NoEligibleTargetError: the requirements exclude every target.
+            MecrouteError: what `Execution.complete` raises.
+        """
+        if (remembered := self.cache.lookup(request)) is not None:
+            return self._deliver_remembered(request, remembered)
+        decision = await self.decide(request)
+        execution = self._execution(request, decision)
+        try:
+            body = await execution.complete()
+        except MecrouteError as error:
+            self._record(execution, {}, error)
+            raise
+        provenance = self._record(execution, body.get("usage") or {}, None)
+        body["id"] = request.id
+        self.cache.remember(request, body, provenance)
+        return body, provenance
+
+    async def stream(self, request: Request, sink: list[Provenance]) -> AsyncGenerator[dict[str, Any]]:
+        """Steps 2 to 6 for a streamed answer; the provenance is put into `sink` at its end.
+
+        Raises: as `complete`, when the first chunk is asked for or later.
+        """
+        decision = await self.decide(request)
+        execution = self._execution(request, decision)
+        created = int(time.time())
+        usage: Mapping[str, Any] = {}
+        wants_usage = bool((request.body.get("stream_options") or {}).get("include_usage"))
+        error: MecrouteError | None = None
+        finished = False
+        try:
+            async with aclosing(execution.stream()) as chunks:
+                async for chunk in chunks:
+                    # One answer has one id and one date, whatever it was pieced together from.
+                    chunk["id"], chunk["created"] = request.id, created
+                    usage = chunk.get("usage") or usage
+                    if chunk.get("choices") or wants_usage:
+                        yield chunk  # a chunk of usage alone goes only to who asked for it
+            finished = True
+        except MecrouteError as failure:
+            error = failure
+            raise
+        finally:
+            if not finished and error is None:
+                error = MecrouteError("the caller stopped reading")
+            sink.append(self._record(execution, usage, error))
+
+    async def feedback(self, request_id: str, score: float) -> None:
+        """Keep a person's judgement (0..1) of an answer."""
+        await asyncio.to_thread(self.monitor.feedback, request_id, score)
+
+    def _execution(self, request: Request, decision: Decision) -> Execution:
+        if decision.primary is None:
+            raise _nothing_left(decision)
+        return Execution(request, decision, self._tiers, self.monitor)
+
+    def _record(
+        self, execution: Execution, usage: Mapping[str, Any], error: MecrouteError | None
+    ) -> Provenance:
+        request, decision = execution.request, execution.decision
+        target = execution.last.target
+        latency_ms = (time.monotonic() - request.started) * 1000
+        prompt_tokens = int(usage.get("prompt_tokens") or decision.features.prompt_tokens)
+        output_tokens = int(
+            usage.get("completion_tokens") or sum(segment.output_tokens for segment in execution.segments)
+        )
+        ttft_ms = execution.ttft_ms
+        decoding_s = (latency_ms - (ttft_ms or 0.0)) / 1000
+        price = self._prices.get(target.node or "")
+        cost = 0.0
+        if price is not None:
+            cost = prompt_tokens * price.input_usd_per_mtok + output_tokens * price.output_usd_per_mtok
+        outcome = Outcome(
+            target_id=target.id,
+            ttft_ms=ttft_ms,
+            latency_ms=latency_ms,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            tokens_per_s=output_tokens / decoding_s if output_tokens and decoding_s > 0 else None,
+            cost_usd=cost / 1_000_000,
+            error=error.message if error is not None else None,
+        )
+        provenance = Provenance(
+            request_id=request.id,
+            decision=decision,
+            outcome=outcome,
+            segments=tuple(execution.segments),
+            tier=target.tier,
+            node=target.node,
+            model=target.model,
+        )
+        self.cache.asked_for(target.model)
+        self.monitor.record(provenance, user=request.user)
+        return provenance
+
+    def _deliver_remembered(
+        self, request: Request, remembered: Remembered
+    ) -> tuple[dict[str, Any], Provenance]:
+        before = remembered.provenance
+        latency_ms = (time.monotonic() - request.started) * 1000
+        outcome = Outcome(
+            target_id=before.outcome.target_id,
+            ttft_ms=None,
+            latency_ms=latency_ms,
+            prompt_tokens=before.outcome.prompt_tokens,
+            output_tokens=before.outcome.output_tokens,
+            tokens_per_s=None,
+            cost_usd=0.0,
+        )
+        cache: Literal["exact"] = "exact"
+        provenance = Provenance(
+            request_id=request.id,
+            decision=before.decision,
+            outcome=outcome,
+            segments=(),
+            tier=before.tier,
+            node=before.node,
+            model=before.model,
+            cache=cache,
+        )
+        self.monitor.record(provenance, user=request.user)
+        return {**remembered.body, "id": request.id}, provenance
+
+
+def _nothing_left(decision: Decision) -> NoEligibleTargetError:
+    """An error that says which requirement excluded what, and what would help."""
+    if not decision.rejected:
+        return NoEligibleTargetError(
+            "there is no target at all: no model is registered for the device, and no node or cloud is "
+            "configured",
+            decision=decision,
+            hint="register a model (`mecroute quantize`, `mecroute models register`) or add [[nodes]] or "
+            "[[cloud]] to mecroute.toml",
+        )
+    told = "; ".join(f"{r.target.id}: {r.reason} ({r.detail})" for r in decision.rejected)
+    reasons = {r.reason for r in decision.rejected}
+    if reasons == {"model"}:
+        hint = "`mecroute models list` and `mecroute nodes list` show what can be asked for"
+    elif "unavailable" in reasons:
+        hint = "`mecroute doctor` shows what is out of reach and why"
+    else:
+        hint = "relax a requirement named above, or add a target that satisfies it"
+    return NoEligibleTargetError(
+        f"no target is left under the requirements: {told}", decision=decision, hint=hint
+    )

@@ -1,0 +1,1 @@
+"""The three places a request can run, behind one protocol."""

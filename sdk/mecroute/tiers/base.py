@@ -1,0 +1,50 @@
+"""What every tier does: answer a call, whole or as a stream, in OpenAI's shapes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mecroute.target import Target
+from mecroute_registry.facts import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One attempt at one target.
+
+    `body` holds the OpenAI request fields except `model` and `stream`, which the tier sets.
+    """
+
+    task: Task
+    target: Target
+    body: Mapping[str, Any]
+    request_id: str
+
+
+class Tier(Protocol):
+    """One tier. For one event loop.
+
+    Raises (both calls):
+        TierError: the target cannot be reached or answered with nonsense.
+        OverloadedError: it refuses for lack of room.
+        InvalidRequestError: the request is wrong for any target.
+        ArtifactError: the model is missing or damaged there.
+    """
+
+    async def complete(self, call: Call) -> dict[str, Any]:
+        """The whole answer, as OpenAI's response body."""
+        ...
+
+    def stream(self, call: Call) -> AsyncGenerator[dict[str, Any]]:
+        """The answer as OpenAI's stream chunks; ends after the chunk with a `finish_reason`."""
+        ...
+
+    def continues_prefix(self, target: Target) -> bool:
+        """Whether a final assistant message is continued, rather than answered anew."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release what the tier holds."""
+        ...
