@@ -7,18 +7,20 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-
-from mecroute_registry.store import Registry
 
 from mecroute.agents.monitor import MonitorAgent
 from mecroute.config.schema import CloudConfig, Config
 from mecroute.device.hardware import hardware_class, usable_cpus
 from mecroute.nodes.report import ModelReport
-from mecroute.nodes.watch import NodeWatch
 from mecroute.request import Need
 from mecroute.target import Target, TargetState
 from mecroute_registry.facts import ModelVersion, Profile, Tier
+from mecroute_registry.store import Registry
+
+if TYPE_CHECKING:
+    from mecroute.nodes.watch import NodeWatch  # loads httpx, which a device-only client does without
 
 #: What our own engine can do beyond plain text, and what a cloud API is taken to.
 _LOCAL_ABILITIES: frozenset[Need] = frozenset()

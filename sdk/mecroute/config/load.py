@@ -196,7 +196,7 @@ def _explain(error: ValidationError, sources: Mapping[str, str]) -> ConfigError:
     first = error.errors(include_url=False)[0]
     place = [str(part) for part in first["loc"]]
     dotted = ".".join(place)
-    source = sources.get(".".join(place[:2])) or sources.get(place[0] if place else "") or "the configuration"
+    source = _source_of(place, sources)
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         reason = "there is no such setting"
@@ -206,3 +206,12 @@ def _explain(error: ValidationError, sources: Mapping[str, str]) -> ConfigError:
         f"{source}: {dotted or 'configuration'}: {reason}{given}",
         hint="`mecroute config show` lists every setting and its source",
     )
+
+
+def _source_of(place: list[str], sources: Mapping[str, str]) -> str:
+    """The layers that set what an error is about: one setting, or several of a table."""
+    exact = sources.get(".".join(place[:2])) or (sources.get(place[0]) if place else None)
+    if exact is not None:
+        return exact
+    table = [layer for name, layer in sources.items() if place and name.startswith(f"{place[0]}.")]
+    return ", ".join(dict.fromkeys(table)) or "the configuration"

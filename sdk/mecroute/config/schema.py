@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 HttpUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]+[^\s?#]*$")]
@@ -96,6 +104,9 @@ class CloudConfig(RemoteConfig):
     stand_in: bool = Field(default=False, description="a local stand-in for a cloud, for trials")
 
 
+R = TypeVar("R", bound=RemoteConfig)
+
+
 class ServerConfig(_Table):
     """`[server]`: what `mecroute serve` does on this machine."""
 
@@ -132,13 +143,11 @@ class Config(_Table):
     nodes: tuple[NodeConfig, ...] = ()
     cloud: tuple[CloudConfig, ...] = ()
 
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> Self:
-        for table, names in (
-            ("nodes", [n.name for n in self.nodes]),
-            ("cloud", [c.name for c in self.cloud]),
-        ):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise ValueError(f"{table}: the name '{twice[0]}' is used twice")
-        return self
+    @field_validator("nodes", "cloud")
+    @classmethod
+    def _names_are_unique(cls, remotes: tuple[R, ...]) -> tuple[R, ...]:
+        names = [remote.name for remote in remotes]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the name '{twice[0]}' is used twice")
+        return remotes

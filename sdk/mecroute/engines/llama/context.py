@@ -1,0 +1,142 @@
+"""A llama.cpp context: the KV memory of all sequences and the batch that is decoded each step."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from mecroute.engines.llama import native
+from mecroute.engines.llama.model import LlamaModel
+from mecroute.errors import InvalidModelFileError
+
+
+class DecodeContext:
+    """KV memory for `n_seq_max` sequences, and one batch whose buffers are reused at every step.
+
+    To decode, write rows 0..n-1 of `tokens`, `positions`, `sequences` and `wants_logits`, then call
+    `decode(n)`.
+
+    Args:
+        model: the weights.
+        n_ctx: KV cells shared by all sequences.
+        n_seq_max: sequences that may exist at a time.
+        n_batch: rows a step may have.
+        n_outputs: rows of a step whose logits may be asked for.
+        n_threads: CPU threads.
+        mean_pooled: compute one embedding a sequence instead of logits.
+
+    Raises:
+        InvalidModelFileError: llama.cpp cannot make a context of that size for this model.
+
+    Attributes:
+        tokens, positions, sequences: int32 [n_batch].
+        wants_logits: int8 [n_batch], 0 or 1.
+
+    Not thread-safe: one thread uses it at a time.
+    """
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        *,
+        n_ctx: int,
+        n_seq_max: int,
+        n_batch: int,
+        n_outputs: int,
+        n_threads: int,
+        mean_pooled: bool = False,
+    ) -> None:
+        import numpy as np
+
+        lib: Any = native.llama()
+        self._lib = lib
+        self.n_batch = n_batch
+        params = lib.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_seq_max = n_seq_max
+        params.n_batch = n_batch
+        params.n_ubatch = n_batch
+        # Without this llama.cpp reserves logits for every row of a batch: 100 MB for a 49k vocabulary.
+        params.n_outputs_max = n_outputs
+        params.n_threads = n_threads
+        params.n_threads_batch = n_threads
+        # One buffer for all sequences: a prefix can be shared without copying, and a lone long sequence may
+        # use what the others do not.
+        params.kv_unified = True
+        params.no_perf = True
+        if mean_pooled:
+            params.embeddings = True
+            params.pooling_type = lib.LLAMA_POOLING_TYPE_MEAN
+        with native.captured_log() as tail:
+            self.handle = lib.llama_init_from_model(model.handle, params)
+        if not self.handle:
+            raise InvalidModelFileError(
+                f"llama.cpp cannot make a context of {n_ctx} tokens for '{model.path}'"
+                f"{native.last_words(tail)}",
+                hint="ask for a shorter context or fewer parallel sequences",
+            )
+        self._memory = lib.llama_get_memory(self.handle)
+
+        self.tokens = np.zeros(n_batch, dtype=np.int32)
+        self.positions = np.zeros(n_batch, dtype=np.int32)
+        self.sequences = np.zeros(n_batch, dtype=np.int32)
+        self.wants_logits = np.zeros(n_batch, dtype=np.int8)
+        # Each row belongs to exactly one sequence, so the pointers to its sequence ids never change.
+        self._sequence_counts = np.ones(n_batch, dtype=np.int32)
+        self._sequence_pointers = self.sequences.ctypes.data + 4 * np.arange(n_batch, dtype=np.uintp)
+        batch = lib.llama_batch()
+        for field, array in (
+            ("token", self.tokens),
+            ("pos", self.positions),
+            ("n_seq_id", self._sequence_counts),
+            ("seq_id", self._sequence_pointers),
+            ("logits", self.wants_logits),
+        ):
+            kind: Any = dict(lib.llama_batch._fields_)[field]
+            setattr(batch, field, ctypes.cast(array.ctypes.data, kind))
+        self._batch = batch
+        self._decode = lib.llama_decode
+        self._sample = native.keeping_gil("llama_sampler_sample")
+
+    def decode(self, n_rows: int) -> int:
+        """Run the first `n_rows` rows through the model; the GIL is free meanwhile.
+
+        Returns:
+            llama_decode's status: 0 done, 1 no room in the KV memory, else a failure.
+        """
+        self._batch.n_tokens = n_rows
+        return int(self._decode(self.handle, self._batch))
+
+    def sample(self, sampler: Any, row: int) -> int:
+        """Choose the token after a row of the last step.
+
+        Args:
+            sampler: handle of a sampler chain; it accepts the token.
+            row: a row whose `wants_logits` was 1.
+        """
+        return int(self._sample(sampler, self.handle, row))
+
+    def pooled(self, sequence: int, n_embd: int) -> Any:
+        """The embedding of a sequence of the last step, float32 [n_embd]; a copy."""
+        import numpy as np
+
+        pointer = self._lib.llama_get_embeddings_seq(self.handle, sequence)
+        return np.ctypeslib.as_array(pointer, shape=(n_embd,)).copy()
+
+    def keep_prefix(self, sequence: int, length: int) -> bool:
+        """Forget a sequence's tokens from position `length` on; False if the memory cannot do that."""
+        return bool(self._lib.llama_memory_seq_rm(self._memory, sequence, length, -1))
+
+    def share_prefix(self, source: int, target: int, length: int) -> None:
+        """Give an empty sequence the first `length` tokens of another, without copying any data."""
+        self._lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
+
+    def clear(self) -> None:
+        """Forget every sequence."""
+        self._lib.llama_memory_clear(self._memory, False)
+
+    def close(self) -> None:
+        """Free the memory; a second call does nothing."""
+        if self.handle:
+            self._lib.llama_free(self.handle)
+            self.handle = None

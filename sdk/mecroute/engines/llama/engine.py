@@ -1,0 +1,246 @@
+"""The llama.cpp engine: GGUF models with continuous batching, for one request at a time or many."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mecroute.engines.llama.context import DecodeContext
+from mecroute.engines.llama.embedding import Embedder
+from mecroute.engines.llama.generation import (
+    FinishReason,
+    Generation,
+    GenerationEvent,
+    GenerationRequest,
+    Usage,
+)
+from mecroute.engines.llama.model import LlamaModel
+from mecroute.engines.llama.sampling import GREEDY, SamplingParams
+from mecroute.engines.llama.scheduler import EngineStats, Scheduler
+from mecroute.errors import InvalidRequestError, TierUnreachableError
+
+__all__ = [
+    "EngineStats",
+    "FinishReason",
+    "Generation",
+    "GenerationEvent",
+    "GenerationRequest",
+    "LlamaEngine",
+    "SamplingParams",
+    "Usage",
+]
+
+#: Rows of a batch. More does not make a prompt faster on a CPU, and holds up whoever joins meanwhile.
+N_BATCH = 512
+#: Texts to embed are cut off above this, because a text must fit one batch and buffers grow with it.
+MAX_EMBEDDING_TOKENS = 2048
+
+
+class LlamaEngine:
+    """Runs one GGUF model in this process.
+
+    Args:
+        path: the model file.
+        n_ctx: > 0; tokens a request may have, prompt and answer together. Lowered to what the model was
+            trained for.
+        n_parallel: ≥ 1; requests that run together.
+        n_threads: CPU threads; None takes the cores this process may use.
+        n_gpu_layers: layers to put on a GPU; 0 none, negative all.
+        max_queue: ≥ 0; requests that may wait for a slot.
+        name: names the model in errors and answers; the file's stem if None.
+        kv_tokens: room of the KV memory that all requests share; None: `n_ctx * n_parallel`, which always
+            suffices. With less, requests wait until what they may come to need is free.
+
+    Raises:
+        InvalidModelFileError: the file cannot be loaded, or not with this context.
+        MissingExtraError: the `device` extra is not installed.
+
+    Thread-safe. Use it as a context manager, or call `close`; an engine that is garbage or still open at
+    exit is closed too.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        n_ctx: int = 4096,
+        n_parallel: int = 1,
+        n_threads: int | None = None,
+        n_gpu_layers: int = 0,
+        max_queue: int = 64,
+        name: str | None = None,
+        kv_tokens: int | None = None,
+    ) -> None:
+        path = Path(path)
+        self.name = name or path.stem
+        self.n_parallel = n_parallel
+        self.n_threads = n_threads or usable_cpus()
+        self._model = LlamaModel(path, n_gpu_layers=n_gpu_layers)
+        self.facts = self._model.facts
+        self.n_ctx = min(n_ctx, self._model.n_ctx_train or n_ctx)
+        room = max(self.n_ctx, kv_tokens) if kv_tokens else self.n_ctx * n_parallel
+        try:
+            context = DecodeContext(
+                self._model,
+                n_ctx=room,
+                n_seq_max=n_parallel,
+                n_batch=max(N_BATCH, n_parallel),
+                n_outputs=n_parallel,
+                n_threads=self.n_threads,
+            )
+        except BaseException:
+            self._model.close()
+            raise
+        self._scheduler = Scheduler(
+            self._model,
+            context,
+            name=self.name,
+            n_ctx=self.n_ctx,
+            n_parallel=n_parallel,
+            kv_tokens=room,
+            max_queue=max_queue,
+        )
+        self._embedders: list[Embedder] = []
+        self._lock = threading.Lock()
+        # Native code must not run on while the interpreter is torn down.
+        self._finalizer = weakref.finalize(self, _close, self._scheduler, self._embedders, self._model)
+
+    def __enter__(self) -> LlamaEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        """The prompt of a conversation, in the model's own chat format.
+
+        Args:
+            messages: `{"role", "content"}` each, content text or a list of text parts. When the last one is
+                the assistant's, the prompt ends right after its text, to be continued.
+
+        Raises:
+            InvalidRequestError: no message, or the model's template refuses them.
+        """
+        self._check_open()
+        return self._model.tokenize_chat(messages)
+
+    def tokenize(self, text: str, *, add_special: bool = True) -> tuple[int, ...]:
+        """Split a text into token ids.
+
+        Args:
+            text: any text.
+            add_special: begin with the model's BOS token, if it wants one.
+        """
+        self._check_open()
+        return self._model.tokenize(text, add_special=add_special)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, without control tokens."""
+        self._check_open()
+        return self._model.detokenize(tokens).decode("utf-8", "replace")
+
+    def submit(self, request: GenerationRequest) -> Generation:
+        """Start a generation, or queue it; returns at once.
+
+        Args:
+            request: its max_tokens is lowered to the room its prompt leaves in the context.
+
+        Returns:
+            The handle to read the answer from.
+
+        Raises:
+            InvalidRequestError: an empty prompt, an unknown token, or max_tokens below 1.
+            ContextLengthError: the prompt leaves no room for an answer.
+            OverloadedError: the queue is full.
+            TierUnreachableError: the engine is closed.
+        """
+        if not request.prompt:
+            raise InvalidRequestError("the prompt has no tokens", hint="send at least one token")
+        if request.max_tokens < 1:
+            raise InvalidRequestError(f"max_tokens is {request.max_tokens}", hint="it must be at least 1")
+        # llama.cpp aborts a whole batch for one token that is not in the vocabulary.
+        if min(request.prompt) < 0 or max(request.prompt) >= self._model.n_vocab:
+            raise InvalidRequestError(
+                f"the prompt has a token outside the vocabulary of {self._model.n_vocab}",
+                hint="tokenize the prompt with this model",
+            )
+        if not all(request.stop):
+            raise InvalidRequestError("a stop string is empty", hint="leave it out")
+        return self._scheduler.submit(request)
+
+    def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
+        """Embed texts: the mean of the last hidden states over a text's tokens, at unit length.
+
+        Args:
+            texts: each 1 to min(n_ctx, 2048) tokens.
+
+        Returns:
+            float32 values [len(texts), embedding_length], and the number of tokens in all texts.
+
+        Raises:
+            ContextLengthError: a text is too long.
+            TierUnreachableError: the engine is closed.
+        """
+        with self._lock:
+            self._check_open()
+            if not self._embedders:
+                self._embedders.append(
+                    Embedder(
+                        self._model,
+                        name=self.name,
+                        n_ctx=min(self.n_ctx, MAX_EMBEDDING_TOKENS),
+                        n_threads=self.n_threads,
+                    )
+                )
+        return self._embedders[0].embed(texts)
+
+    def stats(self) -> EngineStats:
+        """What the engine is doing, and how fast of late."""
+        return self._scheduler.stats()
+
+    def warm_up(self) -> None:
+        """Generate a few tokens, so that the weights are in memory and both speeds are measured."""
+        for words in ("The quick brown fox jumps over the lazy dog. ", "Pack my box with five dozen jugs. "):
+            prompt = self.tokenize(words * 12)[: max(1, min(64, self.n_ctx - 16))]
+            for _ in self.submit(GenerationRequest(prompt, max_tokens=8, sampling=GREEDY)):
+                pass
+
+    def close(self) -> None:
+        """End the engine's thread and free its memory; running generations fail with TierUnreachableError.
+
+        A second call does nothing.
+        """
+        with self._lock:
+            self._finalizer()
+
+    def _check_open(self) -> None:
+        if not self._finalizer.alive:
+            raise TierUnreachableError(
+                f"the engine of {self.name} was closed", hint="load the model again", model=self.name
+            )
+
+
+def usable_cpus() -> int:
+    """CPU cores this process may use: physical ones, within its affinity."""
+    import psutil
+
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
+    # Hyperthreads share the units that matrix multiplication keeps busy.
+    physical = psutil.cpu_count(logical=False) or allowed
+    return max(1, min(allowed, physical))
+
+
+def _close(scheduler: Scheduler, embedders: list[Embedder], model: LlamaModel) -> None:
+    if scheduler.on_own_thread():
+        # The garbage collector runs on any thread, and this one cannot wait for itself to end.
+        threading.Thread(target=_close, args=(scheduler, embedders, model)).start()
+        return
+    scheduler.close()
+    for embedder in embedders:
+        embedder.close()
+    model.close()

@@ -1,0 +1,138 @@
+"""A GGUF model's weights, vocabulary and chat template."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mecroute.engines.llama import native
+from mecroute.engines.llama.chat_template import ChatTemplate
+from mecroute.errors import InvalidModelFileError
+from mecroute_registry.gguf import read_gguf
+
+
+class LlamaModel:
+    """Weights and vocabulary, loaded once and shared by any number of contexts.
+
+    Args:
+        path: a GGUF file. Its header is checked in Python before llama.cpp sees it.
+        n_gpu_layers: layers to put on a GPU; 0 none, negative all.
+
+    Raises:
+        InvalidModelFileError: the file is missing, damaged, or of an architecture llama.cpp does not know.
+        MissingExtraError: llama-cpp-python is not installed.
+
+    Everything but `close` is thread-safe.
+    """
+
+    def __init__(self, path: Path, *, n_gpu_layers: int = 0) -> None:
+        lib = native.llama()
+        self.path = path
+        self.facts = read_gguf(path)
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+        with native.captured_log() as tail:
+            self.handle = lib.llama_model_load_from_file(str(path).encode(), params)
+        if not self.handle:
+            raise InvalidModelFileError(
+                f"llama.cpp cannot load '{path}'{native.last_words(tail)}",
+                hint="pull or register the model again, or convert it with a current llama.cpp",
+            )
+        self._lib = lib
+        self.vocab = lib.llama_model_get_vocab(self.handle)
+        self.n_vocab = int(lib.llama_vocab_n_tokens(self.vocab))
+        self.n_embd = int(lib.llama_model_n_embd(self.handle))
+        self.n_ctx_train = int(lib.llama_model_n_ctx_train(self.handle))
+        #: Whether KV cells of a prefix can be kept or given to another sequence. A recurrent state cannot be
+        #: rolled back to an earlier token.
+        self.can_share_prefix = not (
+            lib.llama_model_is_recurrent(self.handle) or lib.llama_model_is_hybrid(self.handle)
+        )
+        bos, eos = int(lib.llama_vocab_bos(self.vocab)), int(lib.llama_vocab_eos(self.vocab))
+        self.bos_token = bos if bos >= 0 else None
+        try:
+            template = lib.llama_model_chat_template(self.handle, None)
+            self.chat_template = ChatTemplate(
+                template.decode("utf-8", "replace") if template else None,
+                bos=self._text(bos),
+                eos=self._text(eos),
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def _text(self, token: int) -> str:
+        """A special token as it is written in templates; empty if the model has none."""
+        if token < 0:
+            return ""
+        return self._convert(token, special=True).decode("utf-8", "replace")
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> tuple[int, ...]:
+        """Split a text into token ids.
+
+        Args:
+            text: any text; a lone surrogate becomes '?'.
+            add_special: begin with the BOS token if the model wants one.
+            parse_special: read `<|im_start|>` and the like as control tokens rather than as plain text.
+        """
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 8  # a token is at least a byte; the rest is for BOS, EOS and a space prefix
+        while True:
+            tokens = (ctypes.c_int32 * room)()
+            count = self._lib.llama_tokenize(
+                self.vocab, data, len(data), tokens, room, add_special, parse_special
+            )
+            if count >= 0:
+                return tuple(tokens[:count])
+            room = -count
+
+    def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        """Render a conversation with the model's template and split it into token ids.
+
+        Args:
+            messages: see `ChatTemplate.render`; a last message from the assistant is continued.
+
+        Raises:
+            InvalidRequestError: the template refuses the messages.
+        """
+        head, prefix = self.chat_template.render(messages)
+        # Some templates write the BOS token themselves.
+        bos = self.chat_template.bos
+        add_special = not (bos and head.startswith(bos))
+        if not prefix:
+            return self.tokenize(head, add_special=add_special)
+        # The model wrote its answer after the head's last token, so the two are split apart from each other:
+        # tokenized together, their border could fall inside a token, and greedy output would differ.
+        tail = self.tokenize(prefix, add_special=False, parse_special=False)
+        if self.detokenize(tail) == prefix.encode("utf-8", "replace"):
+            return self.tokenize(head, add_special=add_special) + tail
+        # This tokenizer puts a space before any text of its own (SentencePiece's dummy prefix).
+        return self.tokenize(head + prefix, add_special=add_special)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token stands for; empty for control tokens. A UTF-8 character may span tokens."""
+        return self._convert(token, special=False)
+
+    def _convert(self, token: int, *, special: bool) -> bytes:
+        buffer = ctypes.create_string_buffer(64)
+        length = self._lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
+        if length < 0:
+            buffer = ctypes.create_string_buffer(-length)
+            length = self._lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
+        return buffer.raw[:length]
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        """The bytes a token sequence stands for, without control tokens."""
+        return b"".join([self.piece(token) for token in tokens])
+
+    def is_end(self, token: int) -> bool:
+        """Whether the model ends its answer with this token."""
+        return bool(self._lib.llama_vocab_is_eog(self.vocab, token))
+
+    def close(self) -> None:
+        """Free the weights. No context may use them any more; a second call does nothing."""
+        if self.handle:
+            self._lib.llama_model_free(self.handle)
+            self.handle = None

@@ -1,0 +1,218 @@
+"""From the JSON body of an OpenAI request to what the engine runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from mecroute.engines.llama.chat_template import message_text
+from mecroute.engines.llama.generation import GenerationRequest
+from mecroute.engines.llama.sampling import SamplingParams
+from mecroute.errors import InvalidRequestError
+
+_ROLES = ("system", "developer", "user", "assistant")
+_MAX_STOPS = 16
+
+#: Fields that decide how the answer travels or is accounted for, not what it says.
+_NEUTRAL = frozenset(
+    {
+        *("model", "stream", "stream_options", "user", "metadata", "store", "service_tier"),
+        *("safety_identifier", "prompt_cache_key", "prompt_cache_retention", "prediction"),
+        # llama.cpp's and ours; the prefix cache is always on
+        *("cache_prompt", "timings_per_token", "mecroute"),
+    }
+)
+_SAMPLING = frozenset(
+    {
+        *("temperature", "top_p", "top_k", "min_p", "seed"),
+        *("frequency_penalty", "presence_penalty", "repeat_penalty"),
+    }
+)
+_COMMON = _NEUTRAL | _SAMPLING | {"max_tokens", "stop", "n"}
+_CHAT = _COMMON | {"messages", "max_completion_tokens"}
+_COMPLETION = _COMMON | {"prompt"}
+
+#: Values with which a field this server has no support for says nothing more than its absence.
+_EMPTY: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "function_call": ("none", "auto"),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "echo": (False,),
+    "suffix": ("",),
+    "best_of": (1,),
+}
+
+
+class PromptTokenizer(Protocol):
+    """What of an engine is needed to understand a request; `LlamaEngine` is one."""
+
+    n_ctx: int
+
+    def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        """See `LlamaEngine.tokenize_chat`."""
+        ...
+
+    def tokenize(self, text: str, *, add_special: bool = True) -> tuple[int, ...]:
+        """See `LlamaEngine.tokenize`."""
+        ...
+
+
+def parse_chat(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRequest:
+    """Read the body of a chat completion.
+
+    Args:
+        body: decoded JSON; fields that are null count as absent.
+        engine: tokenizes the prompt.
+
+    Raises:
+        InvalidRequestError: names the field that is missing, wrong or not supported.
+    """
+    fields = _known(body, _CHAT)
+    messages = fields.get("messages")
+    if not isinstance(messages, list):
+        raise InvalidRequestError("messages is missing or not a list", hint="send a list of messages")
+    prompt = engine.tokenize_chat([_message(at, message) for at, message in enumerate(messages)])
+    limit = _integer(fields, "max_completion_tokens", 1, None)
+    if limit is None:
+        limit = _integer(fields, "max_tokens", 1, None)
+    return _request(fields, prompt, limit or engine.n_ctx)
+
+
+def parse_completion(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRequest:
+    """Read the body of a text completion; its prompt is a text or one list of token ids.
+
+    Args:
+        body: decoded JSON; fields that are null count as absent.
+        engine: tokenizes the prompt.
+
+    Raises:
+        InvalidRequestError: names the field that is missing, wrong or not supported.
+    """
+    fields = _known(body, _COMPLETION)
+    prompt = fields.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+        prompt = prompt[0]
+    if isinstance(prompt, str):
+        tokens = engine.tokenize(prompt)
+    elif isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
+        tokens = tuple(prompt)
+    elif isinstance(prompt, list) and len(prompt) > 1:
+        raise _unsupported("several prompts in one request")
+    else:
+        raise InvalidRequestError(
+            "prompt is missing or not a text", hint="send a text or a list of token ids"
+        )
+    # 16 is what OpenAI's completions endpoint generates when nothing is said.
+    limit = _integer(fields, "max_tokens", 1, None)
+    return _request(fields, tokens, 16 if limit is None else limit)
+
+
+def wants_usage(body: Mapping[str, Any]) -> bool:
+    """Whether a streamed answer is to end with a chunk that carries `usage`.
+
+    Raises:
+        InvalidRequestError: stream_options is not an object.
+    """
+    options = body.get("stream_options")
+    if options is None:
+        return False
+    if not isinstance(options, Mapping):
+        raise InvalidRequestError("stream_options is not an object")
+    return options.get("include_usage") is True
+
+
+def _request(fields: Mapping[str, Any], prompt: tuple[int, ...], max_tokens: int) -> GenerationRequest:
+    if _integer(fields, "n", 1, None) not in (None, 1):
+        raise _unsupported("n above 1")
+    return GenerationRequest(
+        prompt=prompt, max_tokens=max_tokens, sampling=_sampling(fields), stop=_stop(fields.get("stop"))
+    )
+
+
+def _sampling(fields: Mapping[str, Any]) -> SamplingParams:
+    given: dict[str, Any] = {
+        "temperature": _number(fields, "temperature", 0, 2),
+        "top_p": _number(fields, "top_p", 0, 1),
+        "top_k": _integer(fields, "top_k", 0, 2**31 - 1),
+        "min_p": _number(fields, "min_p", 0, 1),
+        "frequency_penalty": _number(fields, "frequency_penalty", -2, 2),
+        "presence_penalty": _number(fields, "presence_penalty", -2, 2),
+        "repeat_penalty": _number(fields, "repeat_penalty", 0.01, 10),
+    }
+    seed = _integer(fields, "seed", None, None)
+    # OpenAI's seed is a signed 64-bit number, llama.cpp's an unsigned 32-bit one whose highest means random.
+    given["seed"] = None if seed is None else seed % (2**32 - 1)
+    return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+
+
+def _stop(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
+        raise InvalidRequestError("stop is not a string or a list of strings, none of them empty")
+    if len(stops) > _MAX_STOPS:
+        raise InvalidRequestError(f"stop has {len(stops)} strings", hint=f"send at most {_MAX_STOPS}")
+    return tuple(stops)
+
+
+def _message(at: int, message: Any) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise InvalidRequestError(f"messages[{at}] is not an object")
+    role = message.get("role")
+    if role in ("tool", "function") or message.get("tool_calls"):
+        raise _unsupported(f"messages[{at}]: tool calls")
+    if role not in _ROLES:
+        raise InvalidRequestError(
+            f"messages[{at}].role is {role!r}", hint=f"it must be one of {', '.join(_ROLES)}"
+        )
+    try:
+        content = message_text(message)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"messages[{at}]: {error.message}", hint=error.hint) from error
+    # OpenAI renamed the role; models were trained with the old name.
+    return {"role": "system" if role == "developer" else role, "content": content}
+
+
+def _known(body: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
+    """The fields that are set; refuses those that would change the answer if they were obeyed."""
+    fields = {name: value for name, value in body.items() if value is not None}
+    for name in fields.keys() - known:
+        if fields[name] not in _EMPTY.get(name, ()):
+            raise _unsupported(f"'{name}'")
+    return fields
+
+
+def _unsupported(what: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{what} is not supported yet by this server", hint="leave it out")
+
+
+def _number(fields: Mapping[str, Any], name: str, low: float, high: float) -> float | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InvalidRequestError(f"{name} is not a number")
+    if not low <= value <= high:
+        raise InvalidRequestError(f"{name} is {value}", hint=f"it must be between {low} and {high}")
+    return float(value)
+
+
+def _integer(fields: Mapping[str, Any], name: str, low: int | None, high: int | None) -> int | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidRequestError(f"{name} is not a whole number")
+    if (low is not None and value < low) or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise InvalidRequestError(f"{name} is {value}", hint=f"it must be {bounds}")
+    return value

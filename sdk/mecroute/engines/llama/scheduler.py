@@ -1,0 +1,398 @@
+"""Continuous batching: one thread that decodes all running requests together, one step at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+from mecroute.engines.llama.context import DecodeContext
+from mecroute.engines.llama.generation import Generation, GenerationRequest, wake
+from mecroute.engines.llama.model import LlamaModel
+from mecroute.engines.llama.prefix import PrefixCache, Slot
+from mecroute.engines.llama.rates import Rate
+from mecroute.engines.llama.request_queue import FifoQueue
+from mecroute.engines.llama.sampling import Sampler
+from mecroute.engines.llama.sequence import PREFILLING, Sequence
+from mecroute.errors import (
+    ContextLengthError,
+    MecrouteError,
+    OverloadedError,
+    TierError,
+    TierUnreachableError,
+)
+
+#: While others are generating, a step's share of prompt is what takes about this long, so that a long
+#: prompt slows their tokens down but never stops them.
+PREFILL_SLICE_S = 0.1
+#: Never fewer: below this, a CPU's matrix multiplication takes about as long for fewer rows.
+MIN_PREFILL_ROWS = 32
+#: Steps with fewer prompt tokens than this say little about how fast prompts are computed.
+MEASURABLE_PREFILL_ROWS = 16
+#: Retry-After before any request has been completed.
+UNMEASURED_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine is doing.
+
+    Attributes:
+        running: requests that have a slot.
+        queued: requests that wait for one.
+        n_parallel: slots.
+        kv_used_tokens: tokens held in the slots, for running requests and as a prefix cache.
+        kv_total_tokens: tokens the KV memory has room for.
+        prefill_tokens_per_s: prompt tokens computed per second, of late; None until measured.
+        decode_tokens_per_s: tokens per second that one running request gets, of late; None until measured.
+        tokens_total: tokens generated since the start.
+        prompt_tokens_total: prompt tokens since the start, cached or not.
+        prefix_hit_tokens: prompt tokens since the start that were not computed again.
+        retry_after_s: when a request refused now is worth repeating; 0 if it would be accepted.
+    """
+
+    running: int
+    queued: int
+    n_parallel: int
+    kv_used_tokens: int
+    kv_total_tokens: int
+    prefill_tokens_per_s: float | None
+    decode_tokens_per_s: float | None
+    tokens_total: int
+    prompt_tokens_total: int
+    prefix_hit_tokens: int
+    retry_after_s: float
+
+
+class Scheduler:
+    """Runs requests on one context. At every step each running request gets one token, and prompts that
+    are not computed yet get what is left of the batch; requests join and leave between steps.
+
+    Args:
+        model: the weights, which must outlive this.
+        context: closed with this.
+        name: names the engine in errors.
+        n_ctx: tokens a request may have, prompt and answer together.
+        n_parallel: requests that run at a time.
+        kv_tokens: KV cells of the context.
+        max_queue: requests that may wait.
+
+    Thread-safe.
+    """
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        context: DecodeContext,
+        *,
+        name: str,
+        n_ctx: int,
+        n_parallel: int,
+        kv_tokens: int,
+        max_queue: int,
+    ) -> None:
+        import numpy as np
+
+        self._model = model
+        self._context = context
+        self._name = name
+        self._n_ctx = n_ctx
+        self._n_parallel = n_parallel
+        self._kv_tokens = kv_tokens
+        self._max_queue = max_queue
+        self._slots = [Slot(i) for i in range(n_parallel)]
+        self._prefixes = PrefixCache(self._slots, can_share=model.can_share_prefix)
+        self._running: list[Sequence] = []
+        self._queue = FifoQueue()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._pieces: dict[int, bytes | None] = {}
+        self._counting = np.arange(n_ctx, dtype=np.int32)
+        self._step_count = 0
+        self._prefill_rate = Rate()
+        self._decode_rate = Rate()
+        # Requests end far less often than steps: a longer memory, of time with something running.
+        self._completion_rate = Rate(memory_s=30.0)
+        self._tokens_total = 0
+        self._prompt_tokens_total = 0
+        self._prefix_hit_tokens = 0
+        self._thread = threading.Thread(target=self._run, name=f"mecroute-engine-{name}", daemon=True)
+        self._thread.start()
+
+    # The callers' side.
+
+    def submit(self, request: GenerationRequest) -> Generation:
+        """Queue a request; see `LlamaEngine.submit`."""
+        length = len(request.prompt)
+        if length >= self._n_ctx:
+            raise ContextLengthError(
+                f"the prompt has {length} tokens and {self._name}'s context window {self._n_ctx}, "
+                "of which the answer needs at least one",
+                hint="shorten the prompt, or serve the model with a longer context",
+            )
+        generation = Generation(
+            request, max_tokens=min(request.max_tokens, self._n_ctx - length), cancel=self._cancel
+        )
+        with self._changed:
+            if self._closing:
+                raise self._closed_error()
+            if len(self._queue) + len(self._running) >= self._n_parallel + self._max_queue:
+                raise OverloadedError(
+                    f"{self._name} has {len(self._running)} requests running and {len(self._queue)} waiting",
+                    retry_after_s=self._retry_after_s(),
+                )
+            self._queue.push(generation)
+            self._changed.notify()
+        return generation
+
+    def _cancel(self, generation: Generation) -> None:
+        # A running one is seen at the next step; a waiting one gives up its place at once.
+        with self._changed:
+            self._queue.remove(generation)
+
+    def stats(self) -> EngineStats:
+        """What is going on now."""
+        with self._changed:
+            running, queued = len(self._running), len(self._queue)
+            full = running + queued >= self._n_parallel + self._max_queue
+            return EngineStats(
+                running=running,
+                queued=queued,
+                n_parallel=self._n_parallel,
+                kv_used_tokens=sum(len(slot.tokens) for slot in self._slots),
+                kv_total_tokens=self._kv_tokens,
+                prefill_tokens_per_s=self._prefill_rate.per_s,
+                decode_tokens_per_s=self._decode_rate.per_s,
+                tokens_total=self._tokens_total,
+                prompt_tokens_total=self._prompt_tokens_total,
+                prefix_hit_tokens=self._prefix_hit_tokens,
+                retry_after_s=self._retry_after_s() if full else 0.0,
+            )
+
+    def _retry_after_s(self) -> float:
+        """How long until one of the requests ends and makes a place free, at the measured rate."""
+        completions_per_s = self._completion_rate.per_s
+        return 1 / completions_per_s if completions_per_s else UNMEASURED_RETRY_S
+
+    def close(self) -> None:
+        """End the thread and fail what is running or waiting; a second call does nothing."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+        self._context.close()
+
+    def on_own_thread(self) -> bool:
+        """Whether the caller is the engine's thread, which must not call `close`."""
+        return threading.current_thread() is self._thread
+
+    def _closed_error(self) -> MecrouteError:
+        return TierUnreachableError(
+            f"the engine of {self._name} was closed",
+            hint="send the request again to another target",
+            retryable=True,
+            model=self._name,
+        )
+
+    # The engine thread's side. Only it touches the context, the slots and the sequences; `_running` it
+    # changes under the lock.
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                self._step()
+        finally:
+            # Also when a step raised: nobody may wait for an answer that will not come.
+            with self._changed:
+                self._closing = True
+                left = [sequence.generation for sequence in self._running]
+                for sequence in self._running:
+                    sequence.close()
+                self._running.clear()
+                while self._queue.peek() is not None:
+                    left.append(self._queue.pop())
+            for generation in left:
+                generation.fail(self._closed_error())
+            wake(left)
+
+    def _wait_for_work(self) -> bool:
+        """Admit what fits, waiting until there is something to run; False when closing."""
+        with self._changed:
+            while True:
+                if self._closing:
+                    return False
+                for sequence in [s for s in self._running if s.generation.cancelled]:
+                    self._release(sequence)
+                self._admit()
+                if self._running:
+                    return True
+                self._changed.wait()
+
+    def _admit(self) -> None:
+        while (generation := self._queue.peek()) is not None and self._prefixes.has_idle():
+            room = len(generation.request.prompt) + generation.max_tokens
+            if sum(sequence.room for sequence in self._running) + room > self._kv_tokens:
+                return
+            self._queue.pop()
+            self._start(generation)
+
+    def _start(self, generation: Generation) -> None:
+        request = generation.request
+        prompt = list(request.prompt)
+        slot, source, cached = self._prefixes.place(prompt)
+        context = self._context
+        if source is slot:
+            if len(slot.tokens) > cached and not context.keep_prefix(slot.id, cached):
+                context.keep_prefix(slot.id, 0)  # removing all of it cannot fail
+                cached = 0
+        else:
+            if slot.tokens:
+                context.keep_prefix(slot.id, 0)
+            if source is not None:
+                context.share_prefix(source.id, slot.id, cached)
+        slot.tokens = prompt[:cached]
+        slot.busy = True
+        self._running.append(
+            Sequence(
+                generation,
+                slot,
+                prompt=prompt,
+                cached=cached,
+                sampler=Sampler(request.sampling, self._model.n_vocab, prompt),
+                now=time.perf_counter(),
+            )
+        )
+        self._prompt_tokens_total += len(prompt)
+        self._prefix_hit_tokens += cached
+        # What runs is promised its room (shared cells counted twice, to be safe); caches get what is left.
+        spare = self._kv_tokens - sum(sequence.room for sequence in self._running)
+        held = sum(len(idle.tokens) for idle in self._slots if not idle.busy)
+        for victim in self._prefixes.victims():
+            if held <= spare:
+                break
+            held -= len(victim.tokens)
+            self._forget(victim)
+
+    def _forget(self, slot: Slot) -> None:
+        self._context.keep_prefix(slot.id, 0)
+        slot.tokens = []
+
+    def _release(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        sequence.close()
+        sequence.slot.busy = False
+        sequence.slot.last_used = self._step_count
+
+    def _step(self) -> None:
+        """Decode one batch: a token of every request that generates, and a slice of the prompts."""
+        context, running = self._context, self._running
+        tokens, positions = context.tokens, context.positions
+        sequences, wants_logits = context.sequences, context.wants_logits
+        self._step_count += 1
+        chosen: list[tuple[Sequence, int]] = []
+        rows = 0
+        for sequence in running:
+            if sequence.next_token != PREFILLING:
+                slot = sequence.slot
+                tokens[rows] = sequence.next_token
+                positions[rows] = len(slot.tokens)
+                sequences[rows] = slot.id
+                wants_logits[rows] = 1
+                chosen.append((sequence, rows))
+                rows += 1
+        decoding = rows
+        prefills: list[tuple[Sequence, int]] = []
+        if decoding < len(running):
+            limit = decoding + self._prefill_rows(decoding)
+            for sequence in running:
+                if sequence.next_token == PREFILLING and rows < limit:
+                    slot = sequence.slot
+                    done = len(slot.tokens)
+                    count = min(len(sequence.prompt) - done, limit - rows)
+                    end = rows + count
+                    tokens[rows:end] = sequence.prompt[done : done + count]
+                    positions[rows:end] = self._counting[done : done + count]
+                    sequences[rows:end] = slot.id
+                    wants_logits[rows:end] = 0
+                    prefills.append((sequence, count))
+                    if done + count == len(sequence.prompt):
+                        wants_logits[end - 1] = 1
+                        chosen.append((sequence, end - 1))
+                    rows = end
+
+        started_at = time.perf_counter()
+        status = context.decode(rows)
+        if status != 0:
+            self._recover(status)
+            return
+        for sequence, _ in chosen[:decoding]:
+            sequence.slot.tokens.append(sequence.next_token)
+        for sequence, count in prefills:
+            done = len(sequence.slot.tokens)
+            sequence.slot.tokens.extend(sequence.prompt[done : done + count])
+
+        sample, pieces = context.sample, self._pieces
+        finished: list[Sequence] = []
+        now = started_at
+        for sequence, row in chosen:
+            token = sample(sequence.sampler.handle, row)
+            piece = pieces[token] if token in pieces else self._learn_piece(token)
+            now = time.perf_counter()
+            if sequence.accept(token, piece, now):
+                finished.append(sequence)
+        wake([sequence.generation for sequence, _ in chosen])
+
+        self._tokens_total += len(chosen)
+        took = (now if chosen else time.perf_counter()) - started_at
+        if self._step_count > 1:  # the first one reads the weights from disk
+            self._measure(decoding, rows - decoding, len(finished), took)
+        if finished:
+            with self._changed:
+                for sequence in finished:
+                    self._release(sequence)
+
+    def _measure(self, decoding: int, prefilled: int, finished: int, took_s: float) -> None:
+        if decoding:
+            self._decode_rate.add(1, took_s)
+        if prefilled >= MEASURABLE_PREFILL_ROWS:
+            self._prefill_rate.add(prefilled, took_s)
+        self._completion_rate.add(finished, took_s)
+
+    def _prefill_rows(self, decoding: int) -> int:
+        """How many prompt tokens this step may have."""
+        most = self._context.n_batch - decoding
+        if not decoding:
+            return most
+        speed = self._prefill_rate.per_s
+        rows = int(speed * PREFILL_SLICE_S) if speed else MIN_PREFILL_ROWS
+        return min(most, max(MIN_PREFILL_ROWS, rows))
+
+    def _learn_piece(self, token: int) -> bytes | None:
+        piece = None if self._model.is_end(token) else self._model.piece(token)
+        self._pieces[token] = piece
+        return piece
+
+    def _recover(self, status: int) -> None:
+        """After a failed step: make room and try again, or give up what cannot go on."""
+        idle = list(self._prefixes.victims())
+        if status == 1 and idle:
+            for slot in idle:
+                self._forget(slot)
+            return
+        error = TierError(
+            f"llama.cpp failed to decode a batch for {self._name} (status {status})",
+            hint="send the request again; if it keeps failing, reload the model",
+            retryable=True,
+            model=self._name,
+        )
+        with self._changed:
+            failed = [sequence.generation for sequence in self._running]
+            for sequence in list(self._running):
+                self._release(sequence)
+            # A failed batch leaves some of its rows in memory: none of it can be trusted to match `tokens`.
+            self._context.clear()
+            for slot in self._slots:
+                slot.tokens = []
+        for generation in failed:
+            generation.fail(error)
+        wake(failed)

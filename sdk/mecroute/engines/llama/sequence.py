@@ -1,0 +1,106 @@
+"""A request while it runs: its slot, its sampler, and how far it has come."""
+
+from __future__ import annotations
+
+from mecroute.engines.llama.generation import FinishReason, Generation, GenerationEvent, Usage
+from mecroute.engines.llama.prefix import Slot
+from mecroute.engines.llama.sampling import Sampler
+from mecroute.engines.llama.text import TextStream
+
+#: `Sequence.next_token` while the prompt is being computed.
+PREFILLING = -1
+
+
+class Sequence:
+    """A request that owns a slot.
+
+    Args:
+        generation: where its text goes.
+        slot: holds the first `cached` tokens of the prompt.
+        cached: tokens of the prompt that need not be computed.
+        sampler: closed with `close`.
+        now: time.perf_counter() at which work on it starts.
+
+    Attributes:
+        prompt: its tokens.
+        next_token: chosen, and to be decoded at the next step; `PREFILLING` before there is one.
+        room: KV cells it may come to hold.
+
+    Not thread-safe.
+    """
+
+    __slots__ = (
+        "_cached", "_completed", "_first_token_at", "_max_tokens", "_started_at", "_text", "_unreported",
+        "generation", "next_token", "prompt", "room", "sampler", "slot",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        generation: Generation,
+        slot: Slot,
+        *,
+        prompt: list[int],
+        cached: int,
+        sampler: Sampler,
+        now: float,
+    ) -> None:
+        self.generation = generation
+        self.slot = slot
+        self.prompt = prompt
+        self.sampler = sampler
+        self.next_token = PREFILLING
+        self._max_tokens = generation.max_tokens
+        self.room = len(prompt) + self._max_tokens
+        self._cached = cached
+        self._text = TextStream(generation.request.stop)
+        self._completed = 0
+        self._unreported = 0
+        self._started_at = now
+        self._first_token_at = now
+
+    def accept(self, token: int, piece: bytes | None, now: float) -> bool:
+        """Take the token that was chosen.
+
+        Args:
+            token: its id.
+            piece: its bytes, or None for a token that ends the answer.
+            now: time.perf_counter().
+
+        Returns:
+            Whether the answer is complete; its last event has then been pushed.
+        """
+        self._completed += 1
+        self._unreported += 1
+        if self._completed == 1:
+            self._first_token_at = now
+        reason: FinishReason | None = None
+        if piece is None:
+            text, reason = self._text.finish(), "stop"
+        else:
+            text = self._text.feed(piece)
+            if self._text.stopped:
+                reason = "stop"
+            elif self._completed >= self._max_tokens:
+                text, reason = text + self._text.finish(), "length"
+        if reason is not None:
+            self.generation.push(GenerationEvent(text, self._unreported, reason, self._usage(now)))
+            return True
+        if text:
+            self.generation.push(GenerationEvent(text, self._unreported))
+            self._unreported = 0
+        self.next_token = token
+        return False
+
+    def _usage(self, now: float) -> Usage:
+        return Usage(
+            prompt_tokens=len(self.prompt),
+            completion_tokens=self._completed,
+            cached_tokens=self._cached,
+            ttft_ms=(self._first_token_at - self.generation.submitted_at) * 1e3,
+            prefill_ms=(self._first_token_at - self._started_at) * 1e3,
+            decode_ms=(now - self._first_token_at) * 1e3,
+        )
+
+    def close(self) -> None:
+        """Free the sampler; a second call does nothing."""
+        self.sampler.close()
