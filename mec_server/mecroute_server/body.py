@@ -1,0 +1,69 @@
+"""Reads a request's JSON body, within bounds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from fastapi import Request
+
+from mecroute.errors import InvalidRequestError
+from mecroute_server.errors import BodyTooLargeError
+
+
+async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
+    """The request's body as a JSON object.
+
+    Args:
+        request: a request whose body has not been read.
+        max_bytes: the largest body accepted; reading stops there.
+
+    Raises:
+        BodyTooLargeError: it is larger.
+        InvalidRequestError: it is not valid JSON, or not an object.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        parts.append(part)
+    body = b"".join(parts)
+    if not body:
+        raise InvalidRequestError("the request has no body", hint="send a JSON object")
+    try:
+        value = json.loads(body, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise InvalidRequestError("the request body is nested too deeply") from error
+    except ValueError as error:  # also: not UTF-8, or a number with thousands of digits
+        raise InvalidRequestError(
+            f"the request body is not valid JSON: {error}", hint="check its quotes, commas and encoding"
+        ) from error
+    if not isinstance(value, dict):
+        raise InvalidRequestError("the request body must be a JSON object")
+    if b"\\u" in body:
+        _refuse_lone_surrogates(value)
+    return value
+
+
+def _refuse_lone_surrogates(value: dict[str, Any]) -> None:
+    """JSON may escape half a character (`\\ud800`); nothing that tokenizes or answers could encode it."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError("the request body has a lone surrogate, which is no character") from error
+
+
+def _too_large(max_bytes: int) -> BodyTooLargeError:
+    return BodyTooLargeError(
+        f"the request body is larger than this server's {max_bytes:,} bytes",
+        hint="send less, or raise [server] max_body_bytes",
+    )
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")

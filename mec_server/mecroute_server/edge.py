@@ -1,0 +1,99 @@
+"""The server's edge: what happens to every request, whichever route answers it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mecroute.errors import MecrouteError
+from mecroute_server.auth import Authenticator
+from mecroute_server.errors import error_response, http_error_response
+from mecroute_server.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+#: A caller's own id goes back to it and into the log, so it must be harmless in both.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+class Edge:
+    """ASGI middleware: request id, authentication, metrics, and the last resort for errors.
+
+    Args:
+        app: what answers.
+        authenticator: who may ask.
+        metrics: where answers are counted; None counts nothing.
+        node: the node's name, sent as `x-mecroute-node`.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, authenticator: Authenticator, metrics: Metrics | None, node: str
+    ) -> None:
+        self._app = app
+        self._authenticator = authenticator
+        self._metrics = metrics
+        self._node = node
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; other kinds of scope (lifespan) pass through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        headers = Headers(scope=scope)
+        request_id = headers.get("x-request-id", "")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = f"req-{uuid4().hex}"
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                answer = MutableHeaders(scope=message)
+                answer["x-request-id"] = request_id
+                answer["x-mecroute-node"] = self._node
+            await send(message)
+
+        client = scope.get("client")
+        try:
+            self._authenticator.check(scope["path"], headers, client[0] if client else None)
+            await self._app(scope, receive, send_with_headers)
+        except MecrouteError as error:
+            await error_response(error)(scope, receive, send_with_headers)
+        except Exception:  # noqa: BLE001 - the edge: the caller gets an answer, the log gets the trace
+            _log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
+            if not status:
+                failure = MecrouteError(
+                    f"internal error while answering request {request_id}",
+                    hint="the server's log has the details",
+                )
+                await error_response(failure)(scope, receive, send_with_headers)
+        finally:
+            if self._metrics is not None:
+                route = getattr(scope.get("route"), "path", "unmatched")
+                seconds = time.perf_counter() - started
+                self._metrics.record_request(route, state.get("model", ""), status or 499, seconds)
+
+
+async def answer_error(_request: Request, error: Exception) -> JSONResponse:
+    """The exception handler for every `MecrouteError`."""
+    assert isinstance(error, MecrouteError)
+    return error_response(error)
+
+
+async def answer_http_error(request: Request, error: Exception) -> JSONResponse:
+    """The exception handler for what the framework refuses: an unknown path, a method that is not allowed."""
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers) if error.headers else None
+    detail = f"{request.method} {request.url.path}: {error.detail}"
+    return http_error_response(error.status_code, detail, headers)

@@ -1,0 +1,84 @@
+"""How an error becomes an HTTP answer, in OpenAI's shape."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from mecroute.errors import (
+    ArtifactError,
+    AuthenticationError,
+    InvalidRequestError,
+    MecrouteError,
+    ModelNotFoundError,
+    NodeNotReadyError,
+    OverloadedError,
+    RequestRefusedError,
+    TierError,
+    UsageError,
+)
+
+#: First match wins, so a class stands before its parents. The HTTP status and the code are the class's own.
+_TYPES: tuple[tuple[type[MecrouteError], str], ...] = (
+    (AuthenticationError, "authentication_error"),
+    (ModelNotFoundError, "not_found_error"),
+    (UsageError, "invalid_request_error"),
+    (OverloadedError, "rate_limit_error"),
+    (NodeNotReadyError, "service_unavailable_error"),
+    (TierError, "upstream_error"),
+    (ArtifactError, "model_error"),
+    (RequestRefusedError, "request_refused_error"),
+)
+
+
+class BodyTooLargeError(InvalidRequestError):
+    """The request body is larger than the server accepts."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class NotLocalError(RequestRefusedError):
+    """A node without an API key was asked from another machine, or by a page of another origin."""
+
+    status = 403
+    code = "forbidden"
+
+
+def error_body(error: MecrouteError) -> dict[str, Any]:
+    """The OpenAI error object for an error, with mecroute's `hint`."""
+    kind = next((kind for cls, kind in _TYPES if isinstance(error, cls)), "server_error")
+    return {
+        "error": {
+            "message": error.message,
+            "type": kind,
+            "param": getattr(error, "param", None),
+            "code": error.code,
+            "hint": error.hint,
+        }
+    }
+
+
+def error_response(error: MecrouteError) -> JSONResponse:
+    """The whole HTTP answer for an error: status, headers and body."""
+    headers = {}
+    if isinstance(error, AuthenticationError):
+        headers["www-authenticate"] = "Bearer"
+    retry_after_s = getattr(error, "retry_after_s", None)
+    if retry_after_s is None and isinstance(error, NodeNotReadyError) and error.retryable:
+        retry_after_s = 1.0
+    if retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
+        # Not rounded up to a second: OpenAI's clients prefer it where both are given.
+        headers["retry-after-ms"] = str(max(1, math.ceil(retry_after_s * 1000)))
+    return JSONResponse(error_body(error), status_code=error.status, headers=headers)
+
+
+def http_error_response(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The same shape for what the router itself refuses: an unknown path, a method that is not allowed."""
+    code = {404: "not_found", 405: "method_not_allowed"}.get(status, "http_error")
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    body = {"error": {"message": detail, "type": kind, "param": None, "code": code, "hint": None}}
+    return JSONResponse(body, status_code=status, headers=headers)

@@ -1,0 +1,119 @@
+"""The node's Prometheus metrics, in a registry of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from mecroute_registry._version import __version__
+from mecroute_server.pool import EnginePool
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_SPEEDS = (1, 2, 5, 10, 20, 40, 60, 80, 120, 160, 240, 400)
+
+#: The pool's state, read at each scrape: name, what it says, and the field of the engine's stats.
+_GAUGES = (
+    ("mecroute_running_requests", "Requests being decoded", "running"),
+    ("mecroute_queued_requests", "Requests waiting for a sequence", "queued"),
+    ("mecroute_kv_used_tokens", "Tokens held in the KV cache", "kv_used_tokens"),
+    ("mecroute_kv_total_tokens", "Tokens the KV cache has room for", "kv_total_tokens"),
+)
+
+
+class Metrics:
+    """Counts requests and tokens; safe from any thread.
+
+    Args:
+        node: the node's name, a label of `mecroute_node_info`.
+        pool: the engines whose state is read at each scrape.
+    """
+
+    def __init__(self, node: str, pool: EnginePool) -> None:
+        registry = self._registry = CollectorRegistry()
+        Info("mecroute_node", "The node and its version", registry=registry).info(
+            {"node": node, "version": __version__}
+        )
+        self._requests = Counter(
+            "mecroute_requests", "HTTP requests answered", ("route", "model", "status"), registry=registry
+        )
+        self._seconds = Histogram(
+            "mecroute_request_seconds",
+            "From the request's arrival to its answer's last byte",
+            ("route", "model"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._ttft = Histogram(
+            "mecroute_ttft_seconds", "Time to first token", ("model",), buckets=_SECONDS, registry=registry
+        )
+        self._decode_speed = Histogram(
+            "mecroute_decode_tokens_per_second",
+            "Decode speed of one request",
+            ("model",),
+            buckets=_SPEEDS,
+            registry=registry,
+        )
+        self._prompt_tokens = Counter(
+            "mecroute_prompt_tokens", "Prompt tokens received", ("model",), registry=registry
+        )
+        self._cached_tokens = Counter(
+            "mecroute_cached_prompt_tokens", "Prompt tokens found in the cache", ("model",), registry=registry
+        )
+        self._completion_tokens = Counter(
+            "mecroute_completion_tokens", "Tokens generated", ("model",), registry=registry
+        )
+        self._cancelled = Counter(
+            "mecroute_cancelled_requests", "Requests whose caller left", ("model",), registry=registry
+        )
+        registry.register(_PoolCollector(pool))
+
+    def record_request(self, route: str, model: str, status: int, seconds: float) -> None:
+        """Count one answered request; `route` and `model` are names of ours, never the caller's text."""
+        self._requests.labels(route, model, str(status)).inc()
+        self._seconds.labels(route, model).observe(seconds)
+
+    def record_generation(self, model: str, timings: Mapping[str, float]) -> None:
+        """Count a complete answer by its `timings` (see `mecroute.engines.llama.openai`)."""
+        self._prompt_tokens.labels(model).inc(timings["prompt_n"] + timings["cache_n"])
+        self._cached_tokens.labels(model).inc(timings["cache_n"])
+        self._completion_tokens.labels(model).inc(timings["predicted_n"])
+        self._ttft.labels(model).observe(timings["ttft_ms"] / 1000)
+        if timings["predicted_n"] > 1:
+            self._decode_speed.labels(model).observe(timings["predicted_per_second"])
+
+    def record_embedding(self, model: str, prompt_tokens: int) -> None:
+        """Count an answered embedding request."""
+        self._prompt_tokens.labels(model).inc(prompt_tokens)
+
+    def record_cancelled(self, model: str) -> None:
+        """Count a request whose caller left before its answer was complete."""
+        self._cancelled.labels(model).inc()
+
+    def render(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _PoolCollector(Collector):
+    """Reads the pool at each scrape, on the event loop's thread as the pool demands."""
+
+    def __init__(self, pool: EnginePool) -> None:
+        self._pool = pool
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """One gauge per fact, one sample per model."""
+        state = GaugeMetricFamily(
+            "mecroute_model_state", "1 for the state it is in", labels=("model", "state")
+        )
+        for slot in self._pool.slots():
+            state.add_metric((slot.ref, slot.state), 1)
+        yield state
+        ready = [(slot.ref, slot.loaded.engine.stats()) for slot in self._pool.slots() if slot.loaded]
+        for name, says, field in _GAUGES:
+            gauge = GaugeMetricFamily(name, says, labels=("model",))
+            for ref, stats in ready:
+                gauge.add_metric((ref,), getattr(stats, field))
+            yield gauge

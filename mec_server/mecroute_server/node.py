@@ -1,0 +1,138 @@
+"""One MEC node: its registry, its models, its metrics, and what it tells of itself."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from mecroute.device.hardware import hardware_class, usable_cpus
+from mecroute.errors import MecrouteError
+from mecroute_registry._version import __version__
+from mecroute_registry.store import Registry
+from mecroute_server import machine
+from mecroute_server.deploy import Deployer
+from mecroute_server.embedding import EmbeddingQueue
+from mecroute_server.metrics import Metrics
+from mecroute_server.pool import EnginePool
+from mecroute_server.settings import ServerSettings
+from mecroute_server.slot import ModelSlot
+
+
+class Node:
+    """Everything one server process holds; belongs to one event loop.
+
+    Args:
+        settings: the node's settings.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.registry = Registry(settings.registry_root)
+        self.pool = EnginePool(settings, self.registry)
+        self.deployer = Deployer(settings, self.registry, self.pool)
+        self.embeddings = EmbeddingQueue(settings.max_queue)
+        self.metrics = Metrics(settings.node, self.pool)
+        self._cpu = machine.CpuMeter()
+        self._gpu_backend: str | None = None
+        self._starting: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to load the models the settings name; returns at once."""
+        for path in self.settings.model_files:
+            self._starting.append(self.pool.spawn(self.pool.load(self.pool.add_file(path))))
+        for ref in self.settings.models:
+            self._starting.append(self.pool.spawn(self._start_ref(ref)))
+        self._starting.append(self.pool.spawn(self._look_for_gpu()))
+
+    async def started(self) -> None:
+        """Wait until every model named in the settings is loaded or has failed.
+
+        Raises:
+            MecrouteError: models were named and none of them can serve.
+        """
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        named = len(self.settings.model_files) + len(self.settings.models)
+        if named and not self.pool.ready() and not self.pool.closing:
+            for slot in self.pool.slots():
+                if slot.error is not None:
+                    raise slot.error
+
+    def stop_admitting(self) -> None:
+        """Refuse new requests and deployments from now on; what runs may finish."""
+        self.pool.refuse()
+
+    async def close(self) -> None:
+        """Stop everything; running generations end with an error. Waits for threads at work."""
+        await self.pool.close()
+        await self.deployer.close()
+        await self.embeddings.close()
+
+    def describe(self) -> dict[str, Any]:
+        """The node's state for `/admin/node`: measured values, bytes, tokens and seconds."""
+        total, available = machine.memory_bytes()
+        settings = self.settings
+        return {
+            "node": settings.node,
+            "zone": settings.zone,
+            "region": settings.region,
+            "version": __version__,
+            "hardware": hardware_class(),
+            "cpu_count": usable_cpus(),
+            "cpu_percent": self._cpu.percent(),
+            "memory_total_bytes": total,
+            "memory_available_bytes": available,
+            "gpu_backend": self._gpu_backend,
+            "store": settings.store_uri,
+            "models": [describe_model(slot) for slot in self.pool.slots()],
+            "retry_after_s": self._retry_after_s(),
+        }
+
+    def _retry_after_s(self) -> float:
+        """The longest any model that serves would now ask a caller to wait; 0 while every queue has room."""
+        engines = [slot.loaded.engine for slot in self.pool.ready() if slot.loaded is not None]
+        return max((engine.stats().retry_after_s for engine in engines), default=0.0)
+
+    async def _start_ref(self, ref: str) -> None:
+        try:
+            slot = await self.deployer.deploy(ref)
+        except MecrouteError as error:
+            self.pool.add_ref(ref).fail(error)
+            raise
+        if slot.deployment is not None:
+            await slot.deployment
+
+    async def _look_for_gpu(self) -> None:
+        self._gpu_backend = await asyncio.to_thread(machine.gpu_backend)
+
+
+def describe_model(slot: ModelSlot) -> dict[str, Any]:
+    """One model's state as `/admin/models` and `/admin/node` show it."""
+    engine = slot.loaded.engine if slot.loaded is not None else None
+    stats = engine.stats() if engine is not None else None
+    error = slot.error
+    quantization = slot.model.quantization if slot.model is not None else None
+    size_bytes = slot.model.size_bytes if slot.model is not None else None
+    if engine is not None and slot.loaded is not None:
+        quantization = quantization or engine.facts.quantization
+        size_bytes = slot.loaded.size_bytes
+    return {
+        "ref": slot.ref,
+        "digest": slot.model.digest if slot.model is not None else None,
+        "file_digest": slot.model.file_digest if slot.model is not None else None,
+        "state": slot.state,
+        "detail": slot.detail,
+        "error": {"code": error.code, "message": error.message, "hint": error.hint} if error else None,
+        "progress": {"done": slot.progress[0], "total": slot.progress[1]} if slot.progress else None,
+        "context_length": engine.n_ctx if engine else None,
+        "parallel": engine.n_parallel if engine else None,
+        "running": stats.running if stats else 0,
+        "queued": stats.queued if stats else 0,
+        "kv_used_tokens": stats.kv_used_tokens if stats else 0,
+        "kv_total_tokens": stats.kv_total_tokens if stats else 0,
+        "prefill_tokens_per_s": stats.prefill_tokens_per_s if stats else None,
+        "decode_tokens_per_s": stats.decode_tokens_per_s if stats else None,
+        "size_bytes": size_bytes,
+        "quantization": quantization,
+        "accuracy": slot.model.accuracy if slot.model is not None else None,
+        "tasks": slot.model.tasks if slot.model is not None else ("chat", "completion", "embed"),
+    }

@@ -1,0 +1,98 @@
+"""`/admin/*`: what an operator or a control plane asks of the node."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from mecroute.errors import InvalidRequestError, ModelNotFoundError
+from mecroute_registry.facts import DIGEST_PATTERN
+from mecroute_server.body import read_json_object
+from mecroute_server.node import Node, describe_model
+from mecroute_server.routes.node import CurrentNode
+from mecroute_server.slot import ModelSlot
+
+router = APIRouter(prefix="/admin")
+
+
+@router.get("/node")
+async def node_state(node: CurrentNode) -> JSONResponse:
+    """The node, its machine and its models."""
+    return JSONResponse(node.describe())
+
+
+@router.get("/models")
+async def models(node: CurrentNode) -> JSONResponse:
+    """Every model of the node, in any state."""
+    return JSONResponse({"models": [describe_model(slot) for slot in node.pool.slots()]})
+
+
+@router.post("/models")
+async def deploy(request: Request, node: CurrentNode) -> JSONResponse:
+    """Start to deploy `{"ref": "name:version", "digest": "sha256:…" or null}`; 202 with the model's state."""
+    body = await read_json_object(request, node.settings.max_body_bytes)
+    ref, digest = _text(body, "ref"), _text(body, "digest")
+    unknown = sorted(body.keys() - {"ref", "digest"})
+    if unknown:
+        raise InvalidRequestError(f"unknown field '{unknown[0]}'", hint="a deployment has 'ref' and 'digest'")
+    if ref is None:
+        raise InvalidRequestError(
+            "'ref' is missing: which model is to be deployed?", hint='{"ref": "name:version"}'
+        )
+    if digest is not None and not re.fullmatch(DIGEST_PATTERN, digest):
+        raise InvalidRequestError(f"'{digest}' is not a digest: expected sha256:<64 hex digits>")
+    slot = await node.deployer.deploy(ref, digest)
+    return JSONResponse(describe_model(slot), status_code=202)
+
+
+@router.get("/models/{ref:path}")
+async def model_state(ref: str, node: CurrentNode) -> JSONResponse:
+    """One model's state."""
+    return JSONResponse(describe_model(_slot(node, ref)))
+
+
+@router.post("/models/{ref:path}/load")
+async def load(ref: str, node: CurrentNode) -> JSONResponse:
+    """Bring a model into memory: 202 at once, and its state tells the rest.
+
+    One of the registry is deployed without asking for a digest, which pulls nothing when it is on the node.
+    """
+    slot = node.pool.slot(ref)
+    if slot is None or slot.file is None:
+        slot = await node.deployer.deploy(ref)
+    elif slot.loaded is None and slot.state != "loading":
+        slot.begin("loading", "waiting for its turn")
+        node.pool.spawn(node.pool.load(slot))
+    return JSONResponse(describe_model(slot), status_code=202)
+
+
+@router.post("/models/{ref:path}/unload")
+async def unload(ref: str, node: CurrentNode) -> JSONResponse:
+    """Take a model out of memory; answers when its last request has ended."""
+    slot = _slot(node, ref)
+    # Shielded: it goes on when the operator's connection is lost.
+    await asyncio.shield(node.pool.spawn(node.pool.unload(slot)))
+    return JSONResponse(describe_model(slot))
+
+
+def _slot(node: Node, ref: str) -> ModelSlot:
+    slot = node.pool.slot(ref)
+    if slot is None:
+        known = ", ".join(slot.ref for slot in node.pool.slots()) or "none"
+        raise ModelNotFoundError(
+            f"node '{node.settings.node}' has no model '{ref}'",
+            hint=f"its models: {known}; deploy one with POST /admin/models",
+            model=ref,
+        )
+    return slot
+
+
+def _text(body: dict[str, Any], field: str) -> str | None:
+    value = body.get(field)
+    if value is not None and not isinstance(value, str):
+        raise InvalidRequestError(f"'{field}' must be a string")
+    return value

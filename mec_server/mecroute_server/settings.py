@@ -1,0 +1,117 @@
+"""What one MEC server is told when it starts."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mecroute.errors import ConfigError
+from mecroute_registry.facts import parse_ref
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """The settings of one node; immutable, checked when made.
+
+    Args:
+        host: address to listen on; anything but loopback needs an API key.
+        port: 0..65535; 0 takes a free port.
+        api_keys: keys that are accepted, each non-empty; none leaves the node open to this machine only.
+        node: the node's name, as clients see it.
+        zone: the edge zone it stands in.
+        region: the region it stands in; compared with a request's residency.
+        registry_root: the node's own registry; default: the user data folder.
+        store_uri: where deployments are pulled from, as `s3://bucket/prefix`.
+        store_endpoint_url: an S3 endpoint other than AWS.
+        store_region: the store's AWS region.
+        model_files: GGUF files to load at start, each served under its file name's stem.
+        models: references (`name:version`) to load at start, from the registry or else the store.
+        threads: CPU threads per engine, >= 1; default: every usable CPU.
+        context: tokens per sequence, >= 64; a model trained for fewer gets what it was trained for.
+        parallel: sequences decoded at once, 1..256.
+        gpu_layers: layers on the GPU; -1 is all of them.
+        max_queue: requests that may wait per model, >= 0; the next one gets 429.
+        max_body_bytes: the largest request body, >= 1024.
+        load_wait_s: how long a request waits for a model that is being loaded, >= 0.
+        shutdown_grace_s: how long a stopping node lets requests finish, >= 1.
+
+    Raises:
+        ConfigError: a value is impossible, or a node without a key would listen to other machines.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8100
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    node: str = "node"
+    zone: str | None = None
+    region: str | None = None
+    registry_root: Path | None = None
+    store_uri: str | None = None
+    store_endpoint_url: str | None = None
+    store_region: str | None = None
+    model_files: tuple[Path, ...] = ()
+    models: tuple[str, ...] = ()
+    threads: int | None = None
+    context: int = 4096
+    parallel: int = 8
+    gpu_layers: int = 0
+    max_queue: int = 64
+    max_body_bytes: int = 8_000_000
+    load_wait_s: float = 60.0
+    shutdown_grace_s: int = 15
+
+    def __post_init__(self) -> None:
+        bounds = (
+            ("port", self.port, 0, 65535),
+            ("threads", self.threads or 1, 1, 1024),
+            ("context", self.context, 64, 1_000_000),
+            ("parallel", self.parallel, 1, 256),
+            ("gpu_layers", self.gpu_layers, -1, 10_000),
+            ("max_queue", self.max_queue, 0, 100_000),
+            ("max_body_bytes", self.max_body_bytes, 1024, 1 << 40),
+            ("load_wait_s", self.load_wait_s, 0, 86_400),
+            ("shutdown_grace_s", self.shutdown_grace_s, 1, 86_400),
+        )
+        for name, value, low, high in bounds:
+            if not low <= value <= high:
+                raise ConfigError(f"server {name} must be between {low} and {high}, not {value}")
+        if not self.node or not self.node.isascii() or not self.node.isprintable():
+            raise ConfigError(f"server node must be a printable ASCII name, not {self.node!r}")
+        if any(not key.strip() for key in self.api_keys):
+            raise ConfigError("a server API key is empty", hint="set a long random key, or none at all")
+        if not self.api_keys and not is_loopback(self.host):
+            raise ConfigError(
+                f"a server without an API key may listen on this machine only, not on {self.host}",
+                hint="set [server] api_key (MECROUTE_SERVER_API_KEY), or listen on 127.0.0.1",
+            )
+        stems = Counter(served_name(path) for path in self.model_files)
+        for stem, count in stems.items():
+            if count > 1:
+                raise ConfigError(
+                    f"{count} model files would be served as '{stem}'", hint="rename one of them"
+                )
+        for ref in self.models:
+            try:
+                parse_ref(ref)
+            except ValueError as error:
+                raise ConfigError(f"server models: {error}") from error
+
+
+def served_name(path: Path) -> str:
+    """The name a model file is served under when it was given by its path."""
+    return path.name.removesuffix(".gguf") or path.name
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` (a name, an address, or an address in brackets) means this machine and no other."""
+    host = host.strip("[]").rstrip(".").lower()
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
