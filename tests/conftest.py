@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+
+def pytest_unconfigure() -> None:
+    """Close two files that llama_cpp opens when it is imported and never closes; at the interpreter's
+    end each would print a ResourceWarning."""
+    utils = sys.modules.get("llama_cpp._utils")
+    for name in ("outnull_file", "errnull_file"):
+        if utils is not None and hasattr(utils, name):
+            getattr(utils, name).close()
 
 
 @pytest.fixture(autouse=True)

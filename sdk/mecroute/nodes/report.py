@@ -24,7 +24,7 @@ class ModelReport(BaseModel):
     Args:
         ref: the name under which it is served.
         digest: the registry digest; None for a model served straight from a file.
-        detail: why it failed, or what it is doing; empty when there is nothing to say.
+        detail: why it failed, or what it is doing; None when there is nothing to say.
         accuracy: 0..1, as registered; None where unknown.
     """
 
@@ -34,7 +34,7 @@ class ModelReport(BaseModel):
     state: ModelState
     digest: str | None = None
     file_digest: str | None = None
-    detail: str = ""
+    detail: str | None = None
     progress: TransferProgress | None = None
     tasks: tuple[Task, ...] = ("chat", "completion", "embed")
     context_length: int | None = Field(default=None, ge=1)
