@@ -7,6 +7,7 @@ from typing import Any
 
 from mecroute.engines.llama import native
 from mecroute.engines.llama.model import LlamaModel
+from mecroute.engines.llama.threads import ThreadGovernor
 from mecroute.errors import InvalidModelFileError
 
 
@@ -22,7 +23,7 @@ class DecodeContext:
         n_seq_max: sequences that may exist at a time.
         n_batch: rows a step may have.
         n_outputs: rows of a step whose logits may be asked for.
-        n_threads: CPU threads.
+        n_threads: CPU threads at most; fewer are used while other processes need the cores.
         mean_pooled: compute one embedding a sequence instead of logits.
 
     Raises:
@@ -75,6 +76,7 @@ class DecodeContext:
                 f"{native.last_words(tail)}",
                 hint="ask for a shorter context or fewer parallel sequences",
             )
+        self._governor = ThreadGovernor(n_threads)
         self._memory = lib.llama_get_memory(self.handle)
 
         self.tokens = np.zeros(n_batch, dtype=np.int32)
@@ -104,6 +106,9 @@ class DecodeContext:
         Returns:
             llama_decode's status: 0 done, 1 no room in the KV memory, else a failure.
         """
+        threads = self._governor.threads()
+        if threads is not None:
+            self._lib.llama_set_n_threads(self.handle, threads, threads)
         self._batch.n_tokens = n_rows
         return int(self._decode(self.handle, self._batch))
 

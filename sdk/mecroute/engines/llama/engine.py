@@ -48,7 +48,8 @@ class LlamaEngine:
         n_ctx: > 0; tokens a request may have, prompt and answer together. Lowered to what the model was
             trained for.
         n_parallel: ≥ 1; requests that run together.
-        n_threads: CPU threads; None takes the cores this process may use.
+        n_threads: CPU threads at most; None takes the cores this process may use. While other processes
+            need the cores, fewer are used.
         n_gpu_layers: layers to put on a GPU; 0 none, negative all.
         max_queue: ≥ 0; requests that may wait for a slot.
         name: names the model in errors and answers; the file's stem if None.

@@ -25,7 +25,7 @@ from mecroute.errors import (
 #: While others are generating, a step's share of prompt is what takes about this long, so that a long
 #: prompt slows their tokens down but never stops them.
 PREFILL_SLICE_S = 0.1
-#: Never fewer: below this, a CPU's matrix multiplication takes about as long for fewer rows.
+#: Never fewer, so that a prompt gets on even while many others generate on a slow machine.
 MIN_PREFILL_ROWS = 32
 #: Steps with fewer prompt tokens than this say little about how fast prompts are computed.
 MEASURABLE_PREFILL_ROWS = 16

@@ -1,0 +1,54 @@
+"""How many threads to compute with, while other processes use the same cores."""
+
+from __future__ import annotations
+
+import os
+import time
+
+#: How often the machine's load is looked at; reading it costs 0.1 ms.
+INTERVAL_S = 1.0
+
+
+class ThreadGovernor:
+    """Keeps the number of threads at the number of cores that others leave free.
+
+    llama.cpp's threads meet several hundred times a token and spin while they wait for each other. A thread
+    without a core of its own then holds up all others: on 2 cores with 5 other busy processes a step of 4
+    tokens took seconds with 2 threads. One thread fewer loses far less than one too many.
+
+    Args:
+        most: ≥ 1; never more than this.
+
+    Not thread-safe.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._cpus = os.cpu_count() or most
+        self._at, self._all, self._own = self._read()
+
+    def _read(self) -> tuple[float, float, float]:
+        """Now, and the CPU seconds that everything and this process have used."""
+        import psutil
+
+        times = psutil.cpu_times()
+        # guest time is already part of user time; iowait is idle time
+        busy = (
+            times.user + times.system + sum(getattr(times, kind, 0.0) for kind in ("nice", "irq", "softirq"))
+        )
+        # What a hypervisor gives to others cannot be had either.
+        return time.monotonic(), busy + getattr(times, "steal", 0.0), time.process_time()
+
+    def threads(self) -> int | None:
+        """How many threads to use from now on, or None to go on as before."""
+        if self._most == 1 or time.monotonic() - self._at < INTERVAL_S:
+            return None
+        at, everything, own = self._read()
+        others = ((everything - self._all) - (own - self._own)) / (at - self._at)
+        self._at, self._all, self._own = at, everything, own
+        return cores_left(self._cpus - others, self._most)
+
+
+def cores_left(free: float, most: int) -> int:
+    """Threads for `free` cores' worth of CPU: a core that is mostly free counts, and there is always one."""
+    return max(1, min(most, int(free + 0.5)))

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+
+from mecroute.engines.llama.threads import ThreadGovernor, cores_left
+
+
+@pytest.mark.parametrize(
+    ("free", "most", "threads"),
+    [(2.0, 2, 2), (1.85, 2, 2), (1.3, 2, 1), (0.2, 2, 1), (-0.5, 2, 1), (60.0, 8, 8), (5.6, 8, 6)],
+)
+def test_threads_are_the_cores_that_are_left(free: float, most: int, threads: int) -> None:
+    assert cores_left(free, most) == threads
+
+
+def test_the_load_is_read_once_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, everything, own = 100.0, 50.0, 5.0
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr(ThreadGovernor, "_read", lambda _: (now, everything, own))
+    governor = ThreadGovernor(4)
+    assert governor.threads() is None
+    now, everything, own = 102.0, 58.0, 9.0
+    # In two seconds all processes used 8 CPU seconds, this one 4 of them: others keep 2 of 4 cores busy.
+    assert governor.threads() == 2
+    assert governor.threads() is None
+    now, everything, own = 104.0, 60.0, 11.0
+    assert governor.threads() == 4
+
+
+def test_the_load_of_this_machine_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mecroute.engines.llama.threads.INTERVAL_S", 0.0)
+    assert ThreadGovernor(2).threads() in (1, 2)
+    assert ThreadGovernor(1).threads() is None
