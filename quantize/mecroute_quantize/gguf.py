@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from mecroute.device.hardware import usable_cpus
+from mecroute.device.hardware import default_threads
 from mecroute.errors import ArtifactError, InvalidModelFileError, MissingExtraError, UsageError
 from mecroute_quantize.formats import QUANTIZATIONS, parse_quantization
 from mecroute_registry.gguf import read_gguf
@@ -98,7 +98,7 @@ def quantize_gguf(
         "source": str(source.resolve()),
         "target": str(partial.resolve()),
         "ftype": QUANTIZATIONS[quantization],
-        "threads": threads or usable_cpus(),
+        "threads": threads or default_threads(),
     }
     try:
         fallback_tensors = _run(job, source, quantization, progress)

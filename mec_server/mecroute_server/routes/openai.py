@@ -13,7 +13,6 @@ from fastapi.responses import JSONResponse, Response
 
 from mecroute.engines.llama import openai as shapes
 from mecroute.engines.llama.engine import Generation, GenerationRequest, LlamaEngine
-from mecroute.engines.llama.openai.embeddings import embeddings_response, parse_embeddings
 from mecroute.errors import InvalidRequestError, ModelNotFoundError
 from mecroute_server.body import read_json_object
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
@@ -60,14 +59,14 @@ async def completions(request: Request, node: CurrentNode) -> Response:
 async def embeddings(request: Request, node: CurrentNode) -> Response:
     """One vector per text, as numbers or as base64 of little-endian float32."""
     body = await read_json_object(request, node.settings.max_body_bytes)
-    texts, as_base64 = parse_embeddings(body)
+    texts, as_base64 = shapes.parse_embeddings(body)
     lease = await _lease(request, node, body)
     try:
         vectors, tokens = await unless_caller_leaves(request, node.embeddings.embed(lease, texts))
     except CallerLeftError:
         node.metrics.record_cancelled(lease.ref)
         return Response(status_code=499)
-    answer = embeddings_response(vectors, tokens=tokens, model=lease.ref, as_base64=as_base64)
+    answer = shapes.embeddings_response(vectors, tokens=tokens, model=lease.ref, as_base64=as_base64)
     node.metrics.record_embedding(lease.ref, tokens)
     return JSONResponse(answer)
 

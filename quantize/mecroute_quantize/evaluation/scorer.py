@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mecroute.device.hardware import usable_cpus
+from mecroute.device.hardware import default_threads
 from mecroute.engines.llama import native
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.errors import InvalidModelFileError, MissingExtraError
@@ -52,7 +52,7 @@ class Scorer:
         params.n_ubatch = min(n_cells, 512)
         params.n_seq_max = n_sequences
         params.kv_unified = True  # tokens shared by several sequences are computed once
-        params.n_threads = params.n_threads_batch = n_threads or usable_cpus()
+        params.n_threads = params.n_threads_batch = n_threads or default_threads()
         params.no_perf = True
         with native.captured_log() as log:
             self._context = self._lib.llama_init_from_model(model.handle, params)

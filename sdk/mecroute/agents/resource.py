@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from mecroute.agents.monitor import MonitorAgent
 from mecroute.config.schema import CloudConfig, Config
-from mecroute.device.hardware import hardware_class, usable_cpus
+from mecroute.device.hardware import default_threads, hardware_class
 from mecroute.nodes.report import ModelReport
 from mecroute.request import Need
 from mecroute.target import Target, TargetState
@@ -139,7 +139,7 @@ class ResourceAgent:
     def _device_speed(
         self, model: ModelVersion, load: DeviceLoad | None, bandwidth: float | None
     ) -> tuple[float | None, float | None, str]:
-        threads = self._config.device.threads or usable_cpus()
+        threads = self._config.device.threads or default_threads()
         profile = self._profile(model.digest, "device", self._hardware, threads)
         if profile is not None:
             return profile.prefill_tokens_per_s, profile.decode_tokens_per_s, "its profile"

@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mecroute_registry.store import Registry
-
 from mecroute.agents.resource import DeviceLoad
 from mecroute.config.schema import DeviceConfig
 from mecroute.errors import MissingExtraError
 from mecroute.target import Target
 from mecroute.tiers.base import Call
+from mecroute_registry.store import Registry
 
 if TYPE_CHECKING:
     from mecroute.engines.llama.engine import LlamaEngine
@@ -52,13 +51,14 @@ class DeviceTier:
     async def complete(self, call: Call) -> dict[str, Any]:
         """The whole answer; see `Tier`. Cancelling the call stops the model."""
         from mecroute.engines.llama import openai
-        from mecroute.engines.llama.openai.embeddings import embeddings_response, parse_embeddings
 
         engine = await self._engine(call.target)
         if call.task == "embed":
-            texts, as_base64 = parse_embeddings(call.body)
+            texts, as_base64 = openai.parse_embeddings(call.body)
             vectors, tokens = await asyncio.to_thread(engine.embed, texts)
-            return embeddings_response(vectors, tokens=tokens, model=call.target.model, as_base64=as_base64)
+            return openai.embeddings_response(
+                vectors, tokens=tokens, model=call.target.model, as_base64=as_base64
+            )
         if call.task == "completion":
             generation = engine.submit(openai.parse_completion(call.body, engine))
             with generation:

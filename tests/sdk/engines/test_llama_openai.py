@@ -12,15 +12,11 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from mecroute.engines.llama import GenerationRequest, LlamaEngine, SamplingParams
 from mecroute.engines.llama.openai import (
     chat_chunks,
-    chat_chunks_sync,
     chat_completion,
-    chat_completion_sync,
     parse_chat,
     parse_completion,
     text_chunks,
-    text_chunks_sync,
     text_completion,
-    text_completion_sync,
     wants_usage,
 )
 from mecroute.errors import InvalidRequestError, TierUnreachableError
@@ -142,24 +138,21 @@ def test_a_chat_completion_is_one_for_openais_types(talking: LlamaEngine) -> Non
     async def run() -> dict[str, Any]:
         return await chat_completion(talking.submit(request), "tiny:1", "chatcmpl-1")
 
-    for answer in (
-        asyncio.run(run()),
-        chat_completion_sync(talking.submit(request), "tiny:1", "chatcmpl-1"),
-    ):
-        reply = ChatCompletion.model_validate(answer, strict=True)
-        assert (reply.id, reply.model, reply.object) == ("chatcmpl-1", "tiny:1", "chat.completion")
-        assert reply.choices[0].message.content == "ABCDE"
-        assert reply.choices[0].finish_reason == "length"
-        assert reply.usage
-        assert reply.usage.prompt_tokens == len(request.prompt)
-        assert (reply.usage.completion_tokens, reply.usage.total_tokens) == (5, len(request.prompt) + 5)
-        assert reply.usage.prompt_tokens_details
-        cached = reply.usage.prompt_tokens_details.cached_tokens
-        timings = answer["timings"]
-        assert (timings["prompt_n"], timings["predicted_n"]) == (len(request.prompt) - cached, 5)
-        assert timings["prompt_per_second"] > 0
-        assert timings["predicted_per_second"] > 0
-        assert timings["ttft_ms"] >= timings["prompt_ms"] > 0
+    answer = asyncio.run(run())
+    reply = ChatCompletion.model_validate(answer, strict=True)
+    assert (reply.id, reply.model, reply.object) == ("chatcmpl-1", "tiny:1", "chat.completion")
+    assert reply.choices[0].message.content == "ABCDE"
+    assert reply.choices[0].finish_reason == "length"
+    assert reply.usage
+    assert reply.usage.prompt_tokens == len(request.prompt)
+    assert (reply.usage.completion_tokens, reply.usage.total_tokens) == (5, len(request.prompt) + 5)
+    assert reply.usage.prompt_tokens_details
+    cached = reply.usage.prompt_tokens_details.cached_tokens
+    timings = answer["timings"]
+    assert (timings["prompt_n"], timings["predicted_n"]) == (len(request.prompt) - cached, 5)
+    assert timings["prompt_per_second"] > 0
+    assert timings["predicted_per_second"] > 0
+    assert timings["ttft_ms"] >= timings["prompt_ms"] > 0
 
 
 @pytest.mark.parametrize("include_usage", [True, False])
@@ -170,20 +163,15 @@ def test_chat_chunks_are_those_of_openais_types(talking: LlamaEngine, include_us
         chunks = chat_chunks(talking.submit(request), "tiny:1", include_usage, "chatcmpl-1")
         return [chunk async for chunk in chunks]
 
-    for raw in (
-        asyncio.run(run()),
-        list(chat_chunks_sync(talking.submit(request), "tiny:1", include_usage, "chatcmpl-1")),
-    ):
-        chunks = [ChatCompletionChunk.model_validate(chunk, strict=True) for chunk in raw]
-        assert chunks[0].choices[0].delta.role == "assistant"
-        assert all(chunk.choices[0].delta.role is None for chunk in chunks[1:] if chunk.choices)
-        assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "ABCDE"
-        reasons = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
-        assert reasons == [None] * (len(reasons) - 1) + ["length"]
-        assert [chunk.usage is not None for chunk in chunks] == [False] * len(reasons) + [
-            True
-        ] * include_usage
-        assert raw[-1]["timings"]["predicted_n"] == 5
+    raw = asyncio.run(run())
+    chunks = [ChatCompletionChunk.model_validate(chunk, strict=True) for chunk in raw]
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert all(chunk.choices[0].delta.role is None for chunk in chunks[1:] if chunk.choices)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "ABCDE"
+    reasons = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
+    assert reasons == [None] * (len(reasons) - 1) + ["length"]
+    assert [chunk.usage is not None for chunk in chunks] == [False] * len(reasons) + [True] * include_usage
+    assert raw[-1]["timings"]["predicted_n"] == 5
 
 
 def test_text_completions_come_whole_and_in_chunks(talking: LlamaEngine) -> None:
@@ -195,15 +183,15 @@ def test_text_completions_come_whole_and_in_chunks(talking: LlamaEngine) -> None
     async def streamed() -> list[dict[str, Any]]:
         return [chunk async for chunk in text_chunks(talking.submit(request), "tiny", True, "cmpl-1")]
 
-    for answer in (asyncio.run(whole()), text_completion_sync(talking.submit(request), "tiny", "cmpl-1")):
-        reply = Completion.model_validate(answer, strict=True)
-        assert (reply.choices[0].text, reply.choices[0].finish_reason) == ("AB", "stop")
-        assert reply.usage
-        assert reply.usage.completion_tokens == 3
-    for raw in (asyncio.run(streamed()), list(text_chunks_sync(talking.submit(request), "tiny", True, "c"))):
-        assert "".join(chunk["choices"][0]["text"] for chunk in raw if chunk["choices"]) == "AB"
-        assert raw[-2]["choices"][0]["finish_reason"] == "stop"
-        assert raw[-1]["usage"]["completion_tokens"] == 3
+    answer = asyncio.run(whole())
+    reply = Completion.model_validate(answer, strict=True)
+    assert (reply.choices[0].text, reply.choices[0].finish_reason) == ("AB", "stop")
+    assert reply.usage
+    assert reply.usage.completion_tokens == 3
+    raw = asyncio.run(streamed())
+    assert "".join(chunk["choices"][0]["text"] for chunk in raw if chunk["choices"]) == "AB"
+    assert raw[-2]["choices"][0]["finish_reason"] == "stop"
+    assert raw[-1]["usage"]["completion_tokens"] == 3
 
 
 def test_leaving_a_stream_early_stops_the_generation(talking: LlamaEngine) -> None:
@@ -217,11 +205,11 @@ def test_leaving_a_stream_early_stops_the_generation(talking: LlamaEngine) -> No
     asyncio.run(run())
     assert generation.cancelled
     # The only slot is free again.
-    assert chat_completion_sync(talking.submit(chat(talking, max_tokens=1)), "tiny", "y")
+    assert asyncio.run(chat_completion(talking.submit(chat(talking, max_tokens=1)), "tiny", "y"))
 
 
 def test_an_answer_that_was_cancelled_is_an_error(talking: LlamaEngine) -> None:
     generation = talking.submit(chat(talking, max_tokens=4000))
     generation.cancel()
     with pytest.raises(TierUnreachableError, match="cancelled"):
-        chat_completion_sync(generation, "tiny", "x")
+        asyncio.run(chat_completion(generation, "tiny", "x"))

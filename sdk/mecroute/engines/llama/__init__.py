@@ -1,7 +1,7 @@
 """GGUF models through llama.cpp. Importing this does not import llama.cpp; making an engine does."""
 
 from mecroute.engines.llama.chat_template import ChatTemplate
-from mecroute.engines.llama.engine import LlamaEngine, usable_cpus
+from mecroute.engines.llama.engine import LlamaEngine
 from mecroute.engines.llama.generation import (
     FinishReason,
     Generation,
@@ -28,5 +28,4 @@ __all__ = [
     "Usage",
     "supports_gpu",
     "system_info",
-    "usable_cpus",
 ]

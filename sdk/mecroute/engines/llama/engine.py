@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mecroute.device.hardware import default_threads
 from mecroute.engines.llama.context import DecodeContext
 from mecroute.engines.llama.embedding import Embedder
 from mecroute.engines.llama.generation import (
@@ -79,7 +79,7 @@ class LlamaEngine:
         path = Path(path)
         self.name = name or path.stem
         self.n_parallel = n_parallel
-        self.n_threads = n_threads or usable_cpus()
+        self.n_threads = n_threads or default_threads()
         self._model = LlamaModel(path, n_gpu_layers=n_gpu_layers)
         self.facts = self._model.facts
         self.n_ctx = min(n_ctx, self._model.n_ctx_train or n_ctx)
@@ -223,17 +223,6 @@ class LlamaEngine:
             raise TierUnreachableError(
                 f"the engine of {self.name} was closed", hint="load the model again", model=self.name
             )
-
-
-def usable_cpus() -> int:
-    """CPU cores this process may use: physical ones, within its affinity."""
-    import psutil
-
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
-    # Hyperthreads share the units that matrix multiplication keeps busy.
-    physical = psutil.cpu_count(logical=False) or allowed
-    return max(1, min(allowed, physical))
 
 
 def _close(scheduler: Scheduler, embedders: list[Embedder], model: LlamaModel) -> None:

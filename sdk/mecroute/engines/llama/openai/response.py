@@ -35,16 +35,6 @@ async def chat_chunks(
                 yield chunk
 
 
-def chat_chunks_sync(
-    generation: Generation, model: str, include_usage: bool, id: str
-) -> Iterator[dict[str, Any]]:
-    """`chat_chunks` for callers without an event loop."""
-    shape = _Shape("chat.completion.chunk", model, id, include_usage)
-    with generation:
-        for event in generation:
-            yield from shape.chat_chunks(event)
-
-
 async def text_chunks(
     generation: Generation, model: str, include_usage: bool, id: str
 ) -> AsyncIterator[dict[str, Any]]:
@@ -54,16 +44,6 @@ async def text_chunks(
         async for event in generation:
             for chunk in shape.text_chunks(event):
                 yield chunk
-
-
-def text_chunks_sync(
-    generation: Generation, model: str, include_usage: bool, id: str
-) -> Iterator[dict[str, Any]]:
-    """`text_chunks` for callers without an event loop."""
-    shape = _Shape("text_completion", model, id, include_usage)
-    with generation:
-        for event in generation:
-            yield from shape.text_chunks(event)
 
 
 async def chat_completion(generation: Generation, model: str, id: str) -> dict[str, Any]:
@@ -82,24 +62,10 @@ async def chat_completion(generation: Generation, model: str, id: str) -> dict[s
     return _Shape("chat.completion", model, id).chat_whole(events)
 
 
-def chat_completion_sync(generation: Generation, model: str, id: str) -> dict[str, Any]:
-    """`chat_completion` for callers without an event loop."""
-    with generation:
-        events = list(generation)
-    return _Shape("chat.completion", model, id).chat_whole(events)
-
-
 async def text_completion(generation: Generation, model: str, id: str) -> dict[str, Any]:
     """Wait for the whole answer and return a `text_completion` object; arguments as for `chat_completion`."""
     with generation:
         events = [event async for event in generation]
-    return _Shape("text_completion", model, id).text_whole(events)
-
-
-def text_completion_sync(generation: Generation, model: str, id: str) -> dict[str, Any]:
-    """`text_completion` for callers without an event loop."""
-    with generation:
-        events = list(generation)
     return _Shape("text_completion", model, id).text_whole(events)
 
 
