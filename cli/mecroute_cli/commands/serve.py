@@ -1,0 +1,140 @@
+"""`mecroute serve`: a MEC node on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mecroute_cli.arguments import Threads
+from mecroute_cli.help import examples
+from mecroute_cli.session import Session, session_of
+
+if TYPE_CHECKING:
+    from mecroute_server import NodeServer, ServerSettings
+
+EXAMPLES = examples(
+    "mecroute serve --model smollm2.gguf --port 8100 --threads 2",
+    "mecroute serve --node mec-1 --parallel 16          models come later, with `mecroute deploy`",
+    "MEC_KEY=… mecroute serve --host 0.0.0.0 --api-key-env MEC_KEY",
+)
+
+
+def serve(
+    ctx: typer.Context,
+    model: Annotated[
+        list[Path] | None,
+        typer.Option("--model", metavar="FILE", help="A GGUF file, served under its stem; several times."),
+    ] = None,
+    ref: Annotated[
+        list[str] | None,
+        typer.Option("--ref", metavar="REF", help="A model of the registry or the store; several times."),
+    ] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Anything but loopback needs a key.")] = None,
+    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = None,
+    threads: Threads = None,
+    context: Annotated[int | None, typer.Option("--ctx", min=64, help="Tokens per sequence.")] = None,
+    parallel: Annotated[
+        int | None, typer.Option("--parallel", min=1, max=256, help="Sequences at once.")
+    ] = None,
+    gpu_layers: Annotated[int | None, typer.Option("--gpu-layers", min=-1, help="-1: all of them.")] = None,
+    max_queue: Annotated[
+        int | None, typer.Option("--max-queue", min=0, help="Waiting requests, then 429.")
+    ] = None,
+    node: Annotated[str | None, typer.Option("--node", help="The node's name.")] = None,
+    zone: Annotated[str | None, typer.Option("--zone", help="The edge zone it stands in.")] = None,
+    region: Annotated[
+        str | None, typer.Option("--region", help="Compared with a request's residency.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option("--api-key-env", metavar="NAME", help="Variable that holds the API key.")
+    ] = None,
+) -> None:
+    """Serve models over an OpenAI-compatible API."""
+    session = session_of(ctx)
+    given = {
+        "host": host,
+        "threads": threads,
+        "context": context,
+        "parallel": parallel,
+        "gpu_layers": gpu_layers,
+        "max_queue": max_queue,
+        "node": node,
+        "zone": zone,
+        "region": region,
+    }
+    settings = settings_from(
+        session, given, port=port, files=model or [], refs=ref or [], key_env=api_key_env
+    )
+    run(session, settings)
+
+
+def settings_from(
+    session: Session,
+    given: dict[str, Any],
+    *,
+    port: int | None,
+    files: list[Path],
+    refs: list[str],
+    key_env: str | None,
+) -> ServerSettings:
+    """The server's settings: `[server]` with the flags on top, and its store and registry."""
+    from mecroute.errors import ConfigError
+    from mecroute_server import ServerSettings
+
+    overrides = {f"server__{name}": value for name, value in given.items()}
+    if port:  # 0 means "a free one", which a configuration file cannot ask for
+        overrides["server__port"] = port
+    config = session.load(**overrides).config
+    server = config.server
+    keys = [server.api_key.get_secret_value()] if server.api_key else []
+    if key_env is not None:
+        key = os.environ.get(key_env)
+        if not key:
+            raise ConfigError(f"--api-key-env: the variable {key_env} is not set", hint=f"export {key_env}=…")
+        keys = [key]
+    return ServerSettings(
+        host=server.host,
+        port=server.port if port is None else port,
+        api_keys=tuple(keys),
+        node=server.node,
+        zone=server.zone,
+        region=server.region,
+        registry_root=config.registry.path,
+        store_uri=config.store.uri,
+        store_endpoint_url=config.store.endpoint_url,
+        store_region=config.store.region,
+        model_files=tuple(files),
+        models=tuple(refs),
+        threads=server.threads,
+        context=server.context,
+        parallel=server.parallel,
+        gpu_layers=server.gpu_layers,
+        max_queue=server.max_queue,
+        max_body_bytes=server.max_body_bytes,
+    )
+
+
+def run(session: Session, settings: ServerSettings) -> None:
+    """Serve until SIGTERM or Ctrl-C; says on stderr (and under `--json` on stdout) when it is ready."""
+    from mecroute_server import serve as serve_until_stopped
+
+    out = session.output
+
+    def ready(server: NodeServer) -> None:
+        models = [slot.ref for slot in server.node.pool.ready()]
+        out.dict(
+            "ready",
+            {"url": server.url, "node": settings.node, "models": models, "pid": os.getpid()},
+            {},
+        )
+        out.note(
+            f"node '{settings.node}' is ready on {server.url}, models: {', '.join(models) or 'none yet'}"
+        )
+        if not models:
+            out.hint(f"mecroute deploy REF --to {settings.node}")
+        out.close()
+
+    serve_until_stopped(settings, on_ready=ready)

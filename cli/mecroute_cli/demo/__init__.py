@@ -1,0 +1,1 @@
+"""`mecroute demo`: the whole story on one machine, really running, and checking itself."""
