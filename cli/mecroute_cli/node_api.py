@@ -50,7 +50,7 @@ class NodeApi:
         """The node's report on itself and its models."""
         body = self._call("GET", "/admin/node")
         try:
-            return NodeReport.model_validate(_without_nulls(body))
+            return NodeReport.model_validate(body)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             raise TierResponseError(
@@ -110,12 +110,3 @@ class NodeApi:
             return ModelNotFoundError(where, hint=hint, tier="mec")
         kind = NodeNotReadyError if response.status_code == 503 else TierResponseError
         return kind(where, hint=hint, tier="mec")
-
-
-def _without_nulls(body: Any) -> Any:
-    """A node says null of a model that is not loaded where the report has a default: leave it out."""
-    if isinstance(body, dict):
-        return {name: _without_nulls(value) for name, value in body.items() if value is not None}
-    if isinstance(body, list):
-        return [_without_nulls(item) for item in body]
-    return body

@@ -49,6 +49,8 @@ class Candidate:
         quality: predicted share of right answers, 0..1.
         cost_usd: predicted price.
         availability: 0..1.
+        cold: whether the model must be loaded first, which the latency then includes.
+        assumed: whether the speed behind the latency is an assumption.
         notes: where the numbers come from, and what had to be assumed.
     """
 
@@ -60,6 +62,8 @@ class Candidate:
     cost_usd: float
     availability: float
     scores: Scores
+    cold: bool = False
+    assumed: bool = False
     notes: tuple[str, ...] = ()
 
 

@@ -134,3 +134,9 @@ def test_metrics_count_what_was_answered(server: NodeServer) -> None:
     assert samples['mecroute_ttft_seconds_count{model="endless"}'] == 2
     assert samples['mecroute_model_state{model="endless",state="ready"}'] == 1
     assert samples['mecroute_kv_total_tokens{model="endless"}'] == 2 * 32768
+
+
+def test_clients_can_read_of_a_model_that_is_not_loaded(server: NodeServer) -> None:
+    httpx.post(f"{server.url}/admin/models/endless/unload", timeout=60).raise_for_status()
+    (model,) = NodeReport.model_validate_json(httpx.get(f"{server.url}/admin/node").content).models
+    assert (model.state, model.parallel, model.context_length) == ("unloaded", None, None)

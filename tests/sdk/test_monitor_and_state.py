@@ -20,8 +20,11 @@ from mecroute.target import Target
 TARGET = Target("mec", "m:1", node="n1")
 
 
-def decision(ttft_ms: float = 100, latency_ms: float = 1100, request_id: str = "req-1") -> Decision:
-    candidate = Candidate(TARGET, ttft_ms, latency_ms, 2 * latency_ms, 0.8, 0.0, 1.0, Scores(1, 1, 1, 1, 1))
+def decision(
+    ttft_ms: float = 100, latency_ms: float = 1100, request_id: str = "req-1", **facts: bool
+) -> Decision:
+    scores = Scores(1, 1, 1, 1, 1)
+    candidate = Candidate(TARGET, ttft_ms, latency_ms, 2 * latency_ms, 0.8, 0.0, 1.0, scores, **facts)
     features = RequestFeatures(0.5, ("long",), 10, 100)
     return Decision(request_id, features, Requirements(), {"latency": 1.0}, (candidate,), ())
 
@@ -61,6 +64,22 @@ def test_corrections_converge_on_what_is_observed(store: StateStore) -> None:
     assert correction.ttft == pytest.approx(3.0, rel=0.02)
     assert correction.decode == pytest.approx(2.0, rel=0.02)
     assert correction.samples == 60
+
+
+def test_loading_a_model_teaches_nothing_about_its_speed(store: StateStore) -> None:
+    monitor = MonitorAgent(store)
+    monitor.answered(decision(cold=True), segment(5000, 6000))
+    assert monitor.correction(TARGET).samples == 0
+
+
+def test_one_slow_answer_moves_a_measured_speed_little_and_an_assumed_one_far(store: StateStore) -> None:
+    factors = []
+    for assumed in (False, True):
+        monitor = MonitorAgent(store)
+        monitor.answered(decision(assumed=assumed), segment(500, 500 + 99 * 50))
+        factors.append(monitor.correction(TARGET).decode)
+    assert factors[0] < 1.5
+    assert factors[1] == pytest.approx(5, rel=0.05)
 
 
 @pytest.mark.parametrize("nonsense", [math.nan, math.inf, -5.0, 0.0])

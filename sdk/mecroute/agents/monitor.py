@@ -126,7 +126,9 @@ class MonitorAgent:
             seen.success += _ALPHA * (1.0 - seen.success)
             seen.failures_in_a_row = 0
             # The rest of a lost answer is not what was predicted; an embedding has no tokens to time.
-            if candidate is not None and segment.seam is None and segment.output_tokens > 0:
+            # Loading a model says nothing of how fast it answers once it is loaded.
+            usable = candidate is not None and not candidate.cold and segment.seam is None
+            if candidate is not None and usable and segment.output_tokens > 0:
                 _learn(seen, candidate, decision.features.output_tokens, segment)
 
     def record(self, provenance: Provenance, *, user: str | None) -> None:
@@ -167,8 +169,8 @@ def _learn(seen: _Observed, candidate: Candidate, expected_tokens: int, segment:
     expected_per_token = (candidate.latency_ms_p50 - candidate.ttft_ms) / max(1, expected_tokens)
     expected_total = candidate.ttft_ms + expected_per_token * segment.output_tokens
     total = _log_ratio(segment.latency_ms, expected_total)
-    # The first observations count in full: an assumed speed may be off by far.
-    alpha = max(_ALPHA, 1 / (seen.samples + 1))
+    # What was merely assumed may be off by far, so the first observations then count in full.
+    alpha = max(_ALPHA, 1 / (seen.samples + 1)) if candidate.assumed else _ALPHA
     if segment.ttft_ms is None:
         seen.log_ttft += alpha * total
         seen.log_decode += alpha * total

@@ -155,14 +155,12 @@ class ResourceAgent:
     ) -> Profile | None:
         """What was benched of a model there; preferred to live speeds, which depend on the load of the
         moment and are accounted for by the monitor's corrections."""
-        return next(
-            (
-                p
-                for p in self._profiles.get(digest or "", ())
-                if p.tier == tier and p.hardware == hardware and threads in (None, p.threads)
-            ),
-            None,
-        )
+        fitting = [
+            p
+            for p in self._profiles.get(digest or "", ())
+            if p.tier == tier and p.hardware == hardware and threads in (None, p.threads)
+        ]
+        return max(fitting, key=lambda p: p.measured_at, default=None)
 
     def _mec(self) -> Iterator[TargetState]:
         for watch in self._watches:
@@ -209,7 +207,7 @@ class ResourceAgent:
             round_trip_ms=watch.round_trip_ms or 0.0,
             running=model.running,
             queued=model.queued,
-            parallel=model.parallel,
+            parallel=model.parallel or 1,
             input_usd_per_mtok=node.input_usd_per_mtok,
             output_usd_per_mtok=node.output_usd_per_mtok,
             availability=self._monitor.availability(target.id),

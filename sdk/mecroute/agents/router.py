@@ -101,6 +101,8 @@ class RouterAgent:
             cost_usd=cost,
             availability=state.availability,
             scores=Scores(latency_utility, quality, cost_utility, state.availability, total),
+            cold=state.ready_in_ms > 0,
+            assumed=state.decode_tokens_per_s is None,
             notes=(*latency.notes, quality_note),
         )
 

@@ -25,6 +25,7 @@ class ModelReport(BaseModel):
         ref: the name under which it is served.
         digest: the registry digest; None for a model served straight from a file.
         detail: why it failed, or what it is doing; None when there is nothing to say.
+        context_length, parallel: None while the model is not loaded.
         accuracy: 0..1, as registered; None where unknown.
     """
 
@@ -38,7 +39,7 @@ class ModelReport(BaseModel):
     progress: TransferProgress | None = None
     tasks: tuple[Task, ...] = ("chat", "completion", "embed")
     context_length: int | None = Field(default=None, ge=1)
-    parallel: int = Field(default=1, ge=1)
+    parallel: int | None = Field(default=None, ge=1)
     running: int = Field(default=0, ge=0)
     queued: int = Field(default=0, ge=0)
     kv_used_tokens: int = Field(default=0, ge=0)
