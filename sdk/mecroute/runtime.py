@@ -7,8 +7,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mecroute_registry.store import Registry
-
 from mecroute.agents import CacheAgent, ContextAgent, MonitorAgent, ResourceAgent, RouterAgent
 from mecroute.agents.resource import DeviceLoad
 from mecroute.config.schema import Config
@@ -16,6 +14,7 @@ from mecroute.pipeline import Pipeline
 from mecroute.state.store import StateStore
 from mecroute.tiers.base import Tier
 from mecroute_registry.facts import Tier as TierName
+from mecroute_registry.store import Registry
 
 if TYPE_CHECKING:
     from mecroute.nodes.watch import NodeWatch
