@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -48,6 +49,20 @@ class Oracle:
             pending = [int(best)]
             answer += pending
         return self._model.detokenize(answer).decode()
+
+    def logprobs(self, prompt: tuple[int, ...]) -> list[float]:
+        """The natural logarithm of every token's probability to come after a prompt."""
+        context, lib, rows = self._context, native.llama(), len(prompt)
+        context.clear()
+        context.tokens[:rows] = prompt
+        context.positions[:rows] = range(rows)
+        context.sequences[:rows] = 0
+        context.wants_logits[:rows] = 0
+        context.wants_logits[rows - 1] = 1
+        assert context.decode(rows) == 0
+        pointer = lib.llama_get_logits_ith(context.handle, rows - 1)
+        logits = [float(pointer[token]) for token in range(self._model.n_vocab)]
+        return [logit - math.log(math.fsum(map(math.exp, logits))) for logit in logits]
 
     def decided(
         self, prompts: Iterable[tuple[int, ...]], count: int, max_tokens: int

@@ -99,6 +99,7 @@ class DecodeContext:
         self._batch = batch
         self._decode = lib.llama_decode
         self._sample = native.keeping_gil("llama_sampler_sample")
+        self._logits = native.keeping_gil("llama_get_logits_ith")
 
     def decode(self, n_rows: int) -> int:
         """Run the first `n_rows` rows through the model; the GIL is free meanwhile.
@@ -120,6 +121,17 @@ class DecodeContext:
             row: a row whose `wants_logits` was 1.
         """
         return int(self._sample(sampler, self.handle, row))
+
+    def logits(self, row: int, n_vocab: int) -> Any:
+        """The logits of a row of the last step, float32 [n_vocab]; llama.cpp's own memory, not to be kept.
+
+        Args:
+            row: a row whose `wants_logits` was 1.
+            n_vocab: size of the vocabulary.
+        """
+        import numpy as np
+
+        return np.ctypeslib.as_array(self._logits(self.handle, row), shape=(n_vocab,))
 
     def pooled(self, sequence: int, n_embd: int) -> Any:
         """The embedding of a sequence of the last step, float32 [n_embd]; a copy."""

@@ -169,6 +169,13 @@ class LlamaEngine:
                 f"the prompt has a token outside the vocabulary of {self._model.n_vocab}",
                 hint="tokenize the prompt with this model",
             )
+        if any(not 0 <= token < self._model.n_vocab for token, _ in request.sampling.logit_bias):
+            raise InvalidRequestError(
+                f"logit_bias has a token outside the vocabulary of {self._model.n_vocab}",
+                hint="its keys are token ids of this model",
+            )
+        if request.top_logprobs is not None and not 0 <= request.top_logprobs <= self._model.n_vocab:
+            raise InvalidRequestError(f"top_logprobs is {request.top_logprobs}")
         if not all(request.stop):
             raise InvalidRequestError("a stop string is empty", hint="leave it out")
         return self._scheduler.submit(request)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from uuid import uuid4
 
+from mecroute.engines.llama.logprobs import TokenLogprob
 from mecroute.engines.llama.sampling import SamplingParams
 from mecroute.errors import MecrouteError
 
@@ -30,6 +31,8 @@ class GenerationRequest:
         max_tokens: ≥ 1; tokens to generate at most. The engine lowers it to what its context has room for.
         sampling: how to choose tokens.
         stop: strings that end the answer, and are left out of it.
+        top_logprobs: ≥ 0; with each token comes its probability and those of that many candidates. None:
+            nothing is computed.
         id: names the request in logs and errors.
     """
 
@@ -37,6 +40,7 @@ class GenerationRequest:
     max_tokens: int
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None
     id: str = field(default_factory=_new_id)
 
 
@@ -81,12 +85,14 @@ class GenerationEvent:
         tokens: how many tokens were generated since the event before it.
         finish_reason: on the last event: `stop` (the model ended, or a stop string was met) or `length`.
         usage: on the last event.
+        logprobs: of the tokens whose text begins in this event, where the request asks for them.
     """
 
     text: str
     tokens: int
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Generation:
@@ -170,12 +176,13 @@ class Generation:
         event = events.popleft()
         if not events:
             return event
-        texts, tokens = [event.text], event.tokens
+        texts, tokens, logprobs = [event.text], event.tokens, event.logprobs
         while events:
             event = events.popleft()
             texts.append(event.text)
             tokens += event.tokens
-        return GenerationEvent("".join(texts), tokens, event.finish_reason, event.usage)
+            logprobs += event.logprobs
+        return GenerationEvent("".join(texts), tokens, event.finish_reason, event.usage, logprobs)
 
     def _ended(self) -> bool:
         """Whether nothing more will come; raises what ended it."""

@@ -67,7 +67,7 @@ class LlamaModel:
         """A special token as it is written in templates; empty if the model has none."""
         if token < 0:
             return ""
-        return self._convert(token, special=True).decode("utf-8", "replace")
+        return self.spell(token).decode("utf-8", "replace")
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> tuple[int, ...]:
         """Split a text into token ids.
@@ -114,6 +114,10 @@ class LlamaModel:
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for; empty for control tokens. A UTF-8 character may span tokens."""
         return self._convert(token, special=False)
+
+    def spell(self, token: int) -> bytes:
+        """The bytes of a token, control tokens as they are written in templates."""
+        return self._convert(token, special=True)
 
     def _convert(self, token: int, *, special: bool) -> bytes:
         buffer = ctypes.create_string_buffer(64)

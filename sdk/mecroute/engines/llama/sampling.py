@@ -26,6 +26,7 @@ class SamplingParams:
         frequency_penalty: -2..2, times the token's count among the last 64.
         presence_penalty: -2..2, once for a token among the last 64.
         repeat_penalty: > 0, divides the logit of a token among the last 64; 1 is none.
+        logit_bias: (token id, what is added to its logit) each; -100 practically forbids a token.
     """
 
     temperature: float = 0.8
@@ -36,6 +37,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repeat_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     @property
     def has_penalties(self) -> bool:
@@ -68,6 +70,9 @@ class Sampler:
         chain = lib.llama_sampler_chain_init(chain_params)
         self.handle = chain
         add = lib.llama_sampler_chain_add
+        if params.logit_bias:
+            biases = (lib.llama_logit_bias * len(params.logit_bias))(*params.logit_bias)
+            add(chain, lib.llama_sampler_init_logit_bias(n_vocab, len(biases), biases))
         if params.has_penalties:
             add(
                 chain,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mecroute.engines.llama.context import DecodeContext
 from mecroute.engines.llama.generation import Generation, GenerationRequest, wake
+from mecroute.engines.llama.logprobs import token_logprob
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.prefix import PrefixCache, Slot
 from mecroute.engines.llama.rates import Rate
@@ -337,6 +338,9 @@ class Scheduler:
         for sequence, row in chosen:
             token = sample(sequence.sampler.handle, row)
             piece = pieces[token] if token in pieces else self._learn_piece(token)
+            if sequence.top_logprobs is not None and piece is not None:
+                logits = context.logits(row, self._model.n_vocab)
+                sequence.note(token_logprob(logits, token, sequence.top_logprobs, self._model.spell), piece)
             now = time.perf_counter()
             if sequence.accept(token, piece, now):
                 finished.append(sequence)

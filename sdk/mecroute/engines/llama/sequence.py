@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mecroute.engines.llama.generation import FinishReason, Generation, GenerationEvent, Usage
+from mecroute.engines.llama.logprobs import TokenLogprob
 from mecroute.engines.llama.prefix import Slot
 from mecroute.engines.llama.sampling import Sampler
 from mecroute.engines.llama.text import TextStream
@@ -25,13 +26,15 @@ class Sequence:
         prompt: its tokens.
         next_token: chosen, and to be decoded at the next step; `PREFILLING` before there is one.
         room: KV cells it may come to hold.
+        top_logprobs: as the request has it; unless None, `note` is called before `accept`.
 
     Not thread-safe.
     """
 
     __slots__ = (
-        "_cached", "_completed", "_first_token_at", "_max_tokens", "_started_at", "_text", "_unreported",
-        "generation", "next_token", "prompt", "room", "sampler", "slot",
+        "_cached", "_completed", "_first_token_at", "_logprobs", "_max_tokens", "_noted_bytes",
+        "_shown_bytes", "_started_at", "_text", "_unreported", "generation", "next_token", "prompt", "room",
+        "sampler", "slot", "top_logprobs",
     )  # fmt: skip
 
     def __init__(
@@ -55,8 +58,17 @@ class Sequence:
         self._text = TextStream(generation.request.stop)
         self._completed = 0
         self._unreported = 0
+        self.top_logprobs = generation.request.top_logprobs
+        self._logprobs: list[tuple[int, TokenLogprob]] = []
+        self._noted_bytes = 0
+        self._shown_bytes = 0
         self._started_at = now
         self._first_token_at = now
+
+    def note(self, logprob: TokenLogprob, piece: bytes) -> None:
+        """Keep the probability of a token until the first of its text is shown."""
+        self._logprobs.append((self._noted_bytes, logprob))
+        self._noted_bytes += len(piece)
 
     def accept(self, token: int, piece: bytes | None, now: float) -> bool:
         """Take the token that was chosen.
@@ -83,13 +95,26 @@ class Sequence:
             elif self._completed >= self._max_tokens:
                 text, reason = text + self._text.finish(), "length"
         if reason is not None:
-            self.generation.push(GenerationEvent(text, self._unreported, reason, self._usage(now)))
+            # What a stop string cut off is not part of the answer, nor are its tokens.
+            logprobs = self._take_logprobs(text, all=not self._text.stopped)
+            self.generation.push(GenerationEvent(text, self._unreported, reason, self._usage(now), logprobs))
             return True
         if text:
-            self.generation.push(GenerationEvent(text, self._unreported))
+            self.generation.push(
+                GenerationEvent(text, self._unreported, logprobs=self._take_logprobs(text, all=False))
+            )
             self._unreported = 0
         self.next_token = token
         return False
+
+    def _take_logprobs(self, text: str, *, all: bool) -> tuple[TokenLogprob, ...]:
+        """Those noted of the tokens that have begun with `text`, or all that are left."""
+        if not self._logprobs:
+            return ()
+        self._shown_bytes += len(text.encode())
+        kept = [(start, entry) for start, entry in self._logprobs if start >= self._shown_bytes and not all]
+        begun, self._logprobs = self._logprobs[: len(self._logprobs) - len(kept)], kept
+        return tuple(entry for _, entry in begun)
 
     def _usage(self, now: float) -> Usage:
         return Usage(

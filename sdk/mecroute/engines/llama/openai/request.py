@@ -13,6 +13,9 @@ from mecroute.errors import InvalidRequestError
 
 _ROLES = ("system", "developer", "user", "assistant")
 _MAX_STOPS = 16
+#: OpenAI's own limit.
+_MAX_TOP_LOGPROBS = 20
+_MAX_BIASES = 1024
 
 #: Fields that decide how the answer travels or is accounted for, not what it says.
 _NEUTRAL = frozenset(
@@ -29,8 +32,8 @@ _SAMPLING = frozenset(
         *("frequency_penalty", "presence_penalty", "repeat_penalty"),
     }
 )
-_COMMON = _NEUTRAL | _SAMPLING | {"max_tokens", "stop", "n"}
-_CHAT = _COMMON | {"messages", "max_completion_tokens"}
+_COMMON = _NEUTRAL | _SAMPLING | {"max_tokens", "stop", "n", "logit_bias", "logprobs"}
+_CHAT = _COMMON | {"messages", "max_completion_tokens", "top_logprobs"}
 _COMPLETION = _COMMON | {"prompt"}
 
 #: Values with which a field this server has no support for says nothing more than its absence.
@@ -40,9 +43,6 @@ _EMPTY: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
     "function_call": ("none", "auto"),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "echo": (False,),
@@ -83,7 +83,7 @@ def parse_chat(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRe
     limit = _integer(fields, "max_completion_tokens", 1, None)
     if limit is None:
         limit = _integer(fields, "max_tokens", 1, None)
-    return _request(fields, prompt, limit or engine.n_ctx)
+    return _request(fields, prompt, limit or engine.n_ctx, _chat_logprobs(fields))
 
 
 def parse_completion(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRequest:
@@ -112,7 +112,12 @@ def parse_completion(body: Mapping[str, Any], engine: PromptTokenizer) -> Genera
         )
     # 16 is what OpenAI's completions endpoint generates when nothing is said.
     limit = _integer(fields, "max_tokens", 1, None)
-    return _request(fields, tokens, 16 if limit is None else limit)
+    top_logprobs = fields.get("logprobs")
+    if top_logprobs is False:
+        top_logprobs = None
+    elif top_logprobs is not None:
+        top_logprobs = _integer(fields, "logprobs", 0, _MAX_TOP_LOGPROBS)
+    return _request(fields, tokens, 16 if limit is None else limit, top_logprobs)
 
 
 def wants_usage(body: Mapping[str, Any]) -> bool:
@@ -129,12 +134,46 @@ def wants_usage(body: Mapping[str, Any]) -> bool:
     return options.get("include_usage") is True
 
 
-def _request(fields: Mapping[str, Any], prompt: tuple[int, ...], max_tokens: int) -> GenerationRequest:
+def _request(
+    fields: Mapping[str, Any], prompt: tuple[int, ...], max_tokens: int, top_logprobs: int | None
+) -> GenerationRequest:
     if _integer(fields, "n", 1, None) not in (None, 1):
         raise _unsupported("n above 1")
     return GenerationRequest(
-        prompt=prompt, max_tokens=max_tokens, sampling=_sampling(fields), stop=_stop(fields.get("stop"))
+        prompt=prompt,
+        max_tokens=max_tokens,
+        sampling=_sampling(fields),
+        stop=_stop(fields.get("stop")),
+        top_logprobs=top_logprobs,
     )
+
+
+def _chat_logprobs(fields: Mapping[str, Any]) -> int | None:
+    wanted = fields.get("logprobs", False)
+    if not isinstance(wanted, bool):
+        raise InvalidRequestError("logprobs is not true or false")
+    top = _integer(fields, "top_logprobs", 0, _MAX_TOP_LOGPROBS)
+    if top and not wanted:
+        raise InvalidRequestError("top_logprobs is set and logprobs is not", hint="set logprobs to true")
+    return (top or 0) if wanted else None
+
+
+def _logit_bias(fields: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
+    biases = fields.get("logit_bias")
+    if not biases:
+        return ()
+    if not isinstance(biases, Mapping):
+        raise InvalidRequestError("logit_bias is not an object", hint='{"token id": bias}')
+    if len(biases) > _MAX_BIASES:
+        raise InvalidRequestError(f"logit_bias has {len(biases)} tokens", hint=f"send at most {_MAX_BIASES}")
+    found = []
+    for token, bias in biases.items():
+        if not (isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < 10):
+            raise InvalidRequestError(f"logit_bias: {token!r} is not a token id")
+        if bias is None:
+            raise InvalidRequestError(f"logit_bias: the bias of token {token} is not a number")
+        found.append((int(token), _number({"logit_bias": bias}, "logit_bias", -100, 100) or 0.0))
+    return tuple(found)
 
 
 def _sampling(fields: Mapping[str, Any]) -> SamplingParams:
@@ -150,6 +189,7 @@ def _sampling(fields: Mapping[str, Any]) -> SamplingParams:
     seed = _integer(fields, "seed", None, None)
     # OpenAI's seed is a signed 64-bit number, llama.cpp's an unsigned 32-bit one whose highest means random.
     given["seed"] = None if seed is None else seed % (2**32 - 1)
+    given["logit_bias"] = _logit_bias(fields)
     return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 
 
