@@ -18,6 +18,7 @@ from mecroute.engines.llama.generation import (
     GenerationRequest,
     Usage,
 )
+from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.sampling import GREEDY, SamplingParams
 from mecroute.engines.llama.scheduler import EngineStats, Scheduler
@@ -154,7 +155,7 @@ class LlamaEngine:
             The handle to read the answer from.
 
         Raises:
-            InvalidRequestError: an empty prompt, an unknown token, or max_tokens below 1.
+            InvalidRequestError: an empty prompt, an unknown token, max_tokens below 1, or a bad grammar.
             ContextLengthError: the prompt leaves no room for an answer.
             OverloadedError: the queue is full.
             TierUnreachableError: the engine is closed.
@@ -178,6 +179,10 @@ class LlamaEngine:
             raise InvalidRequestError(f"top_logprobs is {request.top_logprobs}")
         if not all(request.stop):
             raise InvalidRequestError("a stop string is empty", hint="leave it out")
+        if request.constraint is not None:
+            with self._lock:  # the model must not be freed meanwhile
+                self._check_open()
+                Grammar(self._model, request.constraint).close()
         return self._scheduler.submit(request)
 
     def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from uuid import uuid4
 
+from mecroute.engines.llama.grammar import Constraint
 from mecroute.engines.llama.logprobs import TokenLogprob
 from mecroute.engines.llama.sampling import SamplingParams
 from mecroute.errors import MecrouteError
@@ -33,6 +34,7 @@ class GenerationRequest:
         stop: strings that end the answer, and are left out of it.
         top_logprobs: ≥ 0; with each token comes its probability and those of that many candidates. None:
             nothing is computed.
+        constraint: the grammar that the answer must conform to.
         id: names the request in logs and errors.
     """
 
@@ -41,6 +43,7 @@ class GenerationRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
+    constraint: Constraint | None = None
     id: str = field(default_factory=_new_id)
 
 

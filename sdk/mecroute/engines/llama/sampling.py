@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mecroute.engines.llama import native
+from mecroute.engines.llama.grammar import ConstrainedChoice, Grammar
 
 #: How many of the last tokens repetition penalties look at (llama.cpp's default).
 PENALTY_WINDOW = 64
@@ -56,13 +57,23 @@ class Sampler:
         n_vocab: size of the vocabulary.
         prompt: the prompt's tokens, which penalties count like the answer's own, so that an answer
             continued elsewhere is penalised as if it had never been cut.
+        grammar: what the answer must conform to; closed with this.
+
+    Attributes:
+        constrained: chooses tokens where there is a grammar; None without one.
 
     Not thread-safe. `close` must be called.
     """
 
-    __slots__ = ("_lib", "handle")
+    __slots__ = ("_lib", "constrained", "handle")
 
-    def __init__(self, params: SamplingParams, n_vocab: int, prompt: Sequence[int]) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        n_vocab: int,
+        prompt: Sequence[int],
+        grammar: Grammar | None = None,
+    ) -> None:
         lib: Any = native.llama()
         self._lib = lib
         chain_params = lib.llama_sampler_chain_default_params()
@@ -100,9 +111,12 @@ class Sampler:
         if params.has_penalties:
             for token in prompt[-PENALTY_WINDOW:]:
                 lib.llama_sampler_accept(chain, token)
+        self.constrained = ConstrainedChoice(chain, grammar) if grammar is not None else None
 
     def close(self) -> None:
         """Free the chain; a second call does nothing."""
+        if self.constrained is not None:
+            self.constrained.close()
         if self.handle:
             self._lib.llama_sampler_free(self.handle)
             self.handle = None

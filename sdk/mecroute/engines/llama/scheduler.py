@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mecroute.engines.llama.context import DecodeContext
 from mecroute.engines.llama.generation import Generation, GenerationRequest, wake
+from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.logprobs import token_logprob
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.prefix import PrefixCache, Slot
@@ -17,6 +18,7 @@ from mecroute.engines.llama.sampling import Sampler
 from mecroute.engines.llama.sequence import PREFILLING, Sequence
 from mecroute.errors import (
     ContextLengthError,
+    InvalidRequestError,
     MecrouteError,
     OverloadedError,
     TierError,
@@ -259,7 +261,12 @@ class Scheduler:
                 slot,
                 prompt=prompt,
                 cached=cached,
-                sampler=Sampler(request.sampling, self._model.n_vocab, prompt),
+                sampler=Sampler(
+                    request.sampling,
+                    self._model.n_vocab,
+                    prompt,
+                    Grammar(self._model, request.constraint) if request.constraint is not None else None,
+                ),
                 now=time.perf_counter(),
             )
         )
@@ -336,7 +343,16 @@ class Scheduler:
         finished: list[Sequence] = []
         now = started_at
         for sequence, row in chosen:
-            token = sample(sequence.sampler.handle, row)
+            constrained = sequence.sampler.constrained
+            if constrained is None:
+                token = sample(sequence.sampler.handle, row)
+            else:
+                try:
+                    token = constrained.choose(context.logits(row, self._model.n_vocab))
+                except InvalidRequestError as error:
+                    sequence.generation.fail(error)
+                    finished.append(sequence)
+                    continue
             piece = pieces[token] if token in pieces else self._learn_piece(token)
             if sequence.top_logprobs is not None and piece is not None:
                 logits = context.logits(row, self._model.n_vocab)

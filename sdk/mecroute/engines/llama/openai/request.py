@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from mecroute.engines.llama.chat_template import message_text
 from mecroute.engines.llama.generation import GenerationRequest
+from mecroute.engines.llama.grammar import Constraint
+from mecroute.engines.llama.openai.format import parse_form
 from mecroute.engines.llama.sampling import SamplingParams
 from mecroute.errors import InvalidRequestError
 
@@ -32,8 +34,8 @@ _SAMPLING = frozenset(
         *("frequency_penalty", "presence_penalty", "repeat_penalty"),
     }
 )
-_COMMON = _NEUTRAL | _SAMPLING | {"max_tokens", "stop", "n", "logit_bias", "logprobs"}
-_CHAT = _COMMON | {"messages", "max_completion_tokens", "top_logprobs"}
+_COMMON = _NEUTRAL | _SAMPLING | {"max_tokens", "stop", "n", "logit_bias", "logprobs", "grammar"}
+_CHAT = _COMMON | {"messages", "max_completion_tokens", "top_logprobs", "response_format"}
 _COMPLETION = _COMMON | {"prompt"}
 
 #: Values with which a field this server has no support for says nothing more than its absence.
@@ -79,11 +81,17 @@ def parse_chat(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRe
     messages = fields.get("messages")
     if not isinstance(messages, list):
         raise InvalidRequestError("messages is missing or not a list", hint="send a list of messages")
-    prompt = engine.tokenize_chat([_message(at, message) for at, message in enumerate(messages)])
+    messages = [_message(at, message) for at, message in enumerate(messages)]
+    form = parse_form(fields)
+    constraint = None
+    if form is not None:
+        said = messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else ""
+        constraint = Constraint(form.grammar, engine.tokenize(said, add_special=False), form.field)
+    prompt = engine.tokenize_chat(messages)
     limit = _integer(fields, "max_completion_tokens", 1, None)
     if limit is None:
         limit = _integer(fields, "max_tokens", 1, None)
-    return _request(fields, prompt, limit or engine.n_ctx, _chat_logprobs(fields))
+    return _request(fields, prompt, limit or engine.n_ctx, _chat_logprobs(fields), constraint)
 
 
 def parse_completion(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRequest:
@@ -117,7 +125,9 @@ def parse_completion(body: Mapping[str, Any], engine: PromptTokenizer) -> Genera
         top_logprobs = None
     elif top_logprobs is not None:
         top_logprobs = _integer(fields, "logprobs", 0, _MAX_TOP_LOGPROBS)
-    return _request(fields, tokens, 16 if limit is None else limit, top_logprobs)
+    form = parse_form(fields)
+    constraint = Constraint(form.grammar, field=form.field) if form is not None else None
+    return _request(fields, tokens, 16 if limit is None else limit, top_logprobs, constraint)
 
 
 def wants_usage(body: Mapping[str, Any]) -> bool:
@@ -135,7 +145,11 @@ def wants_usage(body: Mapping[str, Any]) -> bool:
 
 
 def _request(
-    fields: Mapping[str, Any], prompt: tuple[int, ...], max_tokens: int, top_logprobs: int | None
+    fields: Mapping[str, Any],
+    prompt: tuple[int, ...],
+    max_tokens: int,
+    top_logprobs: int | None,
+    constraint: Constraint | None,
 ) -> GenerationRequest:
     if _integer(fields, "n", 1, None) not in (None, 1):
         raise _unsupported("n above 1")
@@ -145,6 +159,7 @@ def _request(
         sampling=_sampling(fields),
         stop=_stop(fields.get("stop")),
         top_logprobs=top_logprobs,
+        constraint=constraint,
     )
 
 
