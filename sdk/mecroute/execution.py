@@ -57,6 +57,8 @@ class Execution:
         self._attempts: list[tuple[str, MecrouteError]] = []
         self._delivered = ""
         self._delivered_tokens = 0
+        #: Whether what was delivered cannot be continued elsewhere: tool calls, or several answers at once.
+        self._is_unjoinable = False
 
     @property
     def last(self) -> Candidate:
@@ -114,6 +116,8 @@ class Execution:
                         yield chunk
             except FAILOVER as error:
                 self._lost(segment, begun, error)
+                if self._is_unjoinable:
+                    break
                 continue
             segment.latency_ms = (time.monotonic() - begun) * 1000
             self._monitor.answered(self.decision, segment)
@@ -143,6 +147,7 @@ class Execution:
                         chunk = await anext(stream)
                 except StopAsyncIteration:
                     return
+                self._is_unjoinable = self._is_unjoinable or _is_unjoinable(chunk)
                 text = _take_text(chunk, trimmer)
                 if text:
                     if segment.ttft_ms is None:
@@ -214,6 +219,14 @@ def _whole_usage(usage: Mapping[str, Any], tokens_before: int) -> dict[str, Any]
     prompt = max(0, int(usage.get("prompt_tokens") or 0) - tokens_before)
     output = int(usage["completion_tokens"]) + tokens_before
     return {**usage, "prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+
+
+def _is_unjoinable(chunk: Mapping[str, Any]) -> bool:
+    return any(
+        choice.get("index") or (choice.get("delta") or {}).get("tool_calls")
+        for choice in chunk.get("choices") or ()
+        if isinstance(choice, Mapping)
+    )
 
 
 def _finish_reason(chunk: Mapping[str, Any]) -> str | None:

@@ -32,11 +32,28 @@ class Usage(_Shape):
     total_tokens: int = 0
 
 
+class Function(_Shape):
+    """A function and what it is to be called with: a JSON object as text."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCall(_Shape):
+    """A call that the model wants to be made; in a chunk, a part of one (`index` says of which)."""
+
+    id: str | None = None
+    type: str | None = None
+    index: int | None = None
+    function: Function | None = None
+
+
 class Message(_Shape):
     """The message a model wrote."""
 
     role: str = "assistant"
     content: str | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class Choice(_Shape):
@@ -73,6 +90,7 @@ class ChoiceDelta(_Shape):
 
     role: str | None = None
     content: str | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChunkChoice(_Shape):

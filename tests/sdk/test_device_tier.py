@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,3 +98,44 @@ def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(client: Client)
     long = [{"role": "user", "content": "word " * 2000}]
     with pytest.raises(NoEligibleTargetError, match="context_length.*do not fit 256"):
         client.chat.completions.create(messages=long)
+
+
+def test_what_the_engine_can_do_is_what_the_device_is_asked_for(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    model = write_tiny_gguf(tmp_path / "tiny.gguf", context_length=2048)
+    registry.register(model, ModelFacts(name="tiny", version="1", deployment_tiers=("device",)))
+    config = Config(
+        registry=RegistryConfig(path=registry.root),
+        device=DeviceConfig(threads=1),
+        state=StateConfig(path=tmp_path / "state.sqlite3"),
+    )
+    lamp = {"type": "function", "function": {"name": "lamp"}}
+    schema = {"name": "s", "schema": {"enum": ["a", "b"]}, "strict": True}
+    with Client(config) as client:
+        create = client.chat.completions.create
+        form = {"type": "json_schema", "json_schema": schema}
+        reply = create(messages=HELLO, n=2, logprobs=True, response_format=form)
+        assert reply.mecroute.tier == "device"
+        assert len(reply.choices) == 2
+        assert all(json.loads(choice.message.content or "") in ("a", "b") for choice in reply.choices)
+        assert create(messages=HELLO, response_format={"type": "json_object"}, max_tokens=2)
+        assert create(messages=HELLO, logit_bias={"300": 1}, max_tokens=1)
+        assert create(messages=HELLO, grammar='root ::= "ok"').choices[0].message.content == "ok"
+        calls = create(messages=HELLO, tools=[lamp], tool_choice="required").choices[0].message.tool_calls
+        assert calls is not None
+        assert calls[0].function is not None
+        assert calls[0].function.name == "lamp"
+        stream = create(messages=HELLO, tools=[lamp], tool_choice="required", stream=True)
+        parts = [call for chunk in stream for call in chunk.choices[0].delta.tool_calls or ()]
+        assert (
+            "".join((call.function and call.function.arguments) or "" for call in parts)
+            == calls[0].function.arguments
+        )
+
+
+def test_what_the_engine_cannot_do_is_no_request_for_the_device(client: Client) -> None:
+    image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
+    with pytest.raises(NoEligibleTargetError):
+        client.chat.completions.create(messages=image)
+    with pytest.raises(NoEligibleTargetError):
+        client.chat.completions.create(messages=HELLO, functions=[{"name": "f"}])

@@ -23,9 +23,14 @@ if TYPE_CHECKING:
     from mecroute.nodes.watch import NodeWatch  # loads httpx, which a device-only client does without
 
 #: What our own engine can do beyond plain text, and what a cloud API is taken to.
-_LOCAL_ABILITIES: frozenset[Need] = frozenset()
+_LOCAL_ABILITIES: frozenset[Need] = frozenset(
+    {"tools", "json_schema", "json_object", "logprobs", "logit_bias", "several_choices", "grammar"}
+)
 _CLOUD_ABILITIES: frozenset[Need] = frozenset(
-    {"tools", "images", "audio", "json_schema", "json_object", "logprobs", "logit_bias", "several_choices"}
+    {
+        *("tools", "functions", "images", "audio", "json_schema", "json_object"),
+        *("logprobs", "logit_bias", "several_choices"),
+    }
 )
 _DEVICE_AVAILABILITY = 1.0
 #: Weights, KV cache and work buffers, over the size of the model file.

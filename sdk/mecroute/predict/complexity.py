@@ -120,8 +120,10 @@ def _content_needs(messages: Any) -> set[Need]:
 
 def _body_needs(body: Mapping[str, Any]) -> set[Need]:
     needs: set[Need] = set()
-    if body.get("tools") or body.get("functions"):
+    if body.get("tools"):
         needs.add("tools")
+    # What `tools` replaced, and GBNF, which only our own engine knows.
+    needs |= {name for name in ("functions", "grammar") if body.get(name)}
     if body.get("logprobs") or body.get("top_logprobs"):
         needs.add("logprobs")
     if body.get("logit_bias"):

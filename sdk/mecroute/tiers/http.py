@@ -82,6 +82,7 @@ class HttpTier:
         endpoint = self._endpoint(call.target)
         response = await self._send(endpoint, call, stream=True)
         finished = False
+        ended: set[int] = set()
         try:
             async for line in response.aiter_lines():
                 if not line.startswith("data:"):
@@ -98,7 +99,8 @@ class HttpTier:
                         tier=endpoint.tier,
                     )
                 choices = chunk.get("choices") or ()
-                finished = finished or any(choice.get("finish_reason") for choice in choices)
+                ended |= {choice.get("index", 0) for choice in choices if choice.get("finish_reason")}
+                finished = finished or len(ended) >= (call.body.get("n") or 1)
                 yield chunk
         except httpx.HTTPError as error:
             if not finished:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
 
+from mecroute.engines.llama.tool_prompt import describe_tools
 from mecroute.errors import InvalidModelFileError, InvalidRequestError, MissingExtraError
 
 #: What llama.cpp also falls back to when a file carries no template.
@@ -50,6 +53,8 @@ class ChatTemplate:
 
         self.source = source or CHATML
         self.bos = bos
+        #: Whether the template itself tells the model of tools.
+        self.knows_tools = re.search(r"\btools\b", self.source) is not None
         self._eos = eos
         try:
             self._template = _environment().from_string(self.source)
@@ -59,12 +64,17 @@ class ChatTemplate:
                 hint="use a model file with a working tokenizer.chat_template, or /v1/completions",
             ) from error
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> Prompt:
         """Render a conversation, ready for the assistant's next words.
 
         Args:
             messages: `{"role", "content"}` each, content text or a list of text parts. When the last one
-                is the assistant's, its text is the beginning of the answer, to be continued.
+                is the assistant's, its text is the beginning of the answer, to be continued. Earlier ones may
+                have `tool_calls`, whose arguments are objects, and results of these the role `tool`.
+            tools: functions the model may call, in OpenAI's form. A template that has no place for them is
+                given messages that say the same.
 
         Raises:
             InvalidRequestError: no message, a content that is not text, or roles the template refuses.
@@ -72,13 +82,15 @@ class ChatTemplate:
         if not messages:
             raise InvalidRequestError("messages is empty", hint="send at least one message")
         plain = [{**message, "content": message_text(message)} for message in messages]
+        if not self.knows_tools:
+            plain, tools = describe_tools(plain, tools), ()
         if plain[-1].get("role") != "assistant":
-            return Prompt(self._render(plain, add_generation_prompt=True), "")
+            return Prompt(self._render(plain, tools, add_generation_prompt=True), "")
         # Templates trim and wrap an answer's text, and end the turn after it. A placeholder shows where the
         # text belongs; everything from there on is replaced by the text exactly as it was delivered.
         prefix, placeholder = plain[-1]["content"], f"[answer-{secrets.token_hex(8)}]"
         rendered = self._render(
-            [*plain[:-1], {**plain[-1], "content": placeholder}], add_generation_prompt=False
+            [*plain[:-1], {**plain[-1], "content": placeholder}], tools, add_generation_prompt=False
         )
         head, found, _ = rendered.rpartition(placeholder)
         if not found:
@@ -88,13 +100,20 @@ class ChatTemplate:
             )
         return Prompt(head, prefix)
 
-    def _render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+    def _render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+    ) -> str:
         import jinja2
 
         try:
             return str(
                 self._template.render(
                     messages=messages,
+                    tools=list(tools) or None,
                     add_generation_prompt=add_generation_prompt,
                     bos_token=self.bos,
                     eos_token=self._eos,
@@ -115,6 +134,8 @@ def message_text(message: Mapping[str, Any]) -> str:
         InvalidRequestError: there is no text, or a part is something else (an image, audio…).
     """
     content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        return ""
     if isinstance(content, str):
         return content
     if isinstance(content, Sequence):
@@ -152,6 +173,12 @@ def _environment() -> Any:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
+
+    def tojson(value: object, indent: int | None = None, **_: object) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    # Jinja's own is for HTML and escapes quotes and angle brackets.
+    environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment

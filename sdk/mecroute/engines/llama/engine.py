@@ -117,18 +117,21 @@ class LlamaEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    def tokenize_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[int, ...]:
         """The prompt of a conversation, in the model's own chat format.
 
         Args:
             messages: `{"role", "content"}` each, content text or a list of text parts. When the last one is
                 the assistant's, the prompt ends right after its text, to be continued.
+            tools: functions the model may call; see `ChatTemplate.render`.
 
         Raises:
             InvalidRequestError: no message, or the model's template refuses them.
         """
         self._check_open()
-        return self._model.tokenize_chat(messages)
+        return self._model.tokenize_chat(messages, tools)
 
     def tokenize(self, text: str, *, add_special: bool = True) -> tuple[int, ...]:
         """Split a text into token ids.
@@ -177,6 +180,8 @@ class LlamaEngine:
             )
         if request.top_logprobs is not None and not 0 <= request.top_logprobs <= self._model.n_vocab:
             raise InvalidRequestError(f"top_logprobs is {request.top_logprobs}")
+        if request.n < 1:
+            raise InvalidRequestError(f"n is {request.n}", hint="it must be at least 1")
         if not all(request.stop):
             raise InvalidRequestError("a stop string is empty", hint="leave it out")
         if request.constraint is not None:

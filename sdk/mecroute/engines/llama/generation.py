@@ -6,8 +6,8 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 from uuid import uuid4
 
@@ -35,6 +35,8 @@ class GenerationRequest:
         top_logprobs: ≥ 0; with each token comes its probability and those of that many candidates. None:
             nothing is computed.
         constraint: the grammar that the answer must conform to.
+        functions: names of functions; the answer may be calls of these, for its reader to find.
+        n: ≥ 1; answers to generate, each with the next seed. They share the prompt's KV cells.
         id: names the request in logs and errors.
     """
 
@@ -44,7 +46,18 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     constraint: Constraint | None = None
+    functions: tuple[str, ...] = ()
+    n: int = 1
     id: str = field(default_factory=_new_id)
+
+    def choice(self, index: int) -> GenerationRequest:
+        """The request for one of its `n` answers."""
+        if self.n == 1:
+            return self
+        sampling = self.sampling
+        if sampling.seed is not None:
+            sampling = replace(sampling, seed=(sampling.seed + index) % (2**32 - 1))
+        return replace(self, n=1, sampling=sampling, id=f"{self.id}-{index}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +92,18 @@ class Usage:
         return (self.completion_tokens - 1) / self.decode_ms * 1e3 if self.decode_ms > 0 else 0.0
 
 
+def total_usage(usages: Sequence[Usage]) -> Usage:
+    """What the answers to one request took together; the prompt, which they share, counts once."""
+    if len(usages) == 1:
+        return usages[0]
+    first = min(usages, key=lambda usage: usage.ttft_ms)
+    return replace(
+        first,
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        decode_ms=max(usage.ttft_ms + usage.decode_ms for usage in usages) - first.ttft_ms,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationEvent:
     """A piece of an answer.
@@ -89,6 +114,7 @@ class GenerationEvent:
         finish_reason: on the last event: `stop` (the model ended, or a stop string was met) or `length`.
         usage: on the last event.
         logprobs: of the tokens whose text begins in this event, where the request asks for them.
+        index: which of the request's `n` answers it belongs to. Each has a last event.
     """
 
     text: str
@@ -96,6 +122,7 @@ class GenerationEvent:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    index: int = 0
 
 
 class Generation:
@@ -111,12 +138,18 @@ class Generation:
     """
 
     __slots__ = (
-        "_cancel", "_closed", "_error", "_events", "_loop", "_ready", "_waiter",
-        "cancelled", "max_tokens", "request", "submitted_at",
+        "_cancel", "_closed", "_error", "_events", "_index", "_loop", "_reader", "_ready", "_unfinished",
+        "_waiter", "branches", "cancelled", "followers", "max_tokens", "request", "submitted_at",
     )  # fmt: skip
 
     def __init__(
-        self, request: GenerationRequest, *, max_tokens: int, cancel: Callable[[Generation], None]
+        self,
+        request: GenerationRequest,
+        *,
+        max_tokens: int,
+        cancel: Callable[[Generation], None],
+        reader: Generation | None = None,
+        index: int = 0,
     ) -> None:
         self.request = request
         #: The request's, lowered to what the context has room for.
@@ -130,6 +163,21 @@ class Generation:
         self._ready: threading.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiter: asyncio.Future[None] | None = None
+        # Of several answers to one request, each is a generation to the engine, and all are read from one.
+        self._reader = reader or self
+        self._index = index
+        self._unfinished = request.n
+        #: What the engine runs: itself, or one for each of the request's `n` answers.
+        self.branches: tuple[Generation, ...] = (self,)
+        if request.n > 1:
+            self.branches = tuple(
+                Generation(request.choice(at), max_tokens=max_tokens, cancel=cancel, reader=self, index=at)
+                for at in range(request.n)
+            )
+        #: To be started when the prompt of this one is in memory, where they find it.
+        self.followers = self.branches[1:]
+        if request.n > 1:
+            self.branches[0].followers = self.followers
 
     @property
     def id(self) -> str:
@@ -146,6 +194,9 @@ class Generation:
         if self._closed or self.cancelled:
             return
         self.cancelled = True
+        for branch in self.branches:
+            if branch is not self:
+                branch.cancel()
         self._cancel(self)
         wake((self,))
 
@@ -159,15 +210,25 @@ class Generation:
 
     def push(self, event: GenerationEvent) -> None:
         """Add an event; the reader sees it after `wake`. The one with a finish_reason is the last."""
-        self._events.append(event)
+        reader = self._reader
+        if reader is not self:
+            event = replace(event, index=self._index)
+        reader._events.append(event)
         if event.finish_reason is not None:
             self._closed = True
+            reader._unfinished -= 1
+            if not reader._unfinished:
+                reader._closed = True
 
     def fail(self, error: MecrouteError) -> None:
         """End it with an error, after the events already there; the reader sees it after `wake`."""
-        if not self._closed:
-            self._error = error
+        reader = self._reader
+        if not self._closed and not reader._closed:
             self._closed = True
+            reader._error = error
+            reader._closed = True
+            for branch in reader.branches:
+                branch.cancelled = branch.cancelled or branch is not self
 
     # The reader's side. The engine appends, then looks for a waiter; the reader leaves its waiter, then
     # looks for events: in either order nothing is missed, so that no lock is needed per token.
@@ -180,12 +241,14 @@ class Generation:
         if not events:
             return event
         texts, tokens, logprobs = [event.text], event.tokens, event.logprobs
-        while events:
+        while events and events[0].index == event.index:
             event = events.popleft()
             texts.append(event.text)
             tokens += event.tokens
             logprobs += event.logprobs
-        return GenerationEvent("".join(texts), tokens, event.finish_reason, event.usage, logprobs)
+        return GenerationEvent(
+            "".join(texts), tokens, event.finish_reason, event.usage, logprobs, event.index
+        )
 
     def _ended(self) -> bool:
         """Whether nothing more will come; raises what ended it."""
@@ -226,7 +289,7 @@ class Generation:
 
 def _wake_waiters(generations: Iterable[Generation]) -> None:
     for generation in generations:
-        generation.wake_waiter()
+        generation._reader.wake_waiter()
 
 
 def wake(generations: Iterable[Generation]) -> None:
@@ -236,7 +299,7 @@ def wake(generations: Iterable[Generation]) -> None:
     """
     by_loop: dict[asyncio.AbstractEventLoop, list[Generation]] = {}
     for generation in generations:
-        ready, loop = generation._ready, generation._loop
+        ready, loop = generation._reader._ready, generation._reader._loop
         if ready is not None:
             ready.set()
         if loop is not None:

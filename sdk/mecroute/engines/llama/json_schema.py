@@ -198,7 +198,7 @@ class _Preparation:
             raise self._refuse(path, f"'type' is {kind!r}", f"it must be one of {', '.join(_TYPES)}")
         if kind == "object":
             return self._object(schema, path, depth)
-        found = {"type": kind}
+        found: dict[str, Any] = {"type": kind}
         names = {"array": ("minItems", "maxItems"), "string": ("minLength", "maxLength")}.get(kind, ())
         for name in names:
             count = schema.get(name)
@@ -252,9 +252,12 @@ class _Preparation:
         target: Any = self._root
         for step in pointer.split("/")[1:]:
             step = step.replace("~1", "/").replace("~0", "~")
-            if not isinstance(target, Mapping) or step not in target:
+            if isinstance(target, list) and step.isascii() and step.isdigit() and int(step) < len(target):
+                target = target[int(step)]
+            elif isinstance(target, Mapping) and step in target:
+                target = target[step]
+            else:
                 raise self._refuse(path, f"'$ref' points to {pointer}, which is not there")
-            target = target[step]
         name = self._names[pointer] = f"mecroute-definition-{len(self._names)}"
         self._definitions[name] = self._schema(target, f" at {pointer}", 0)
         return name

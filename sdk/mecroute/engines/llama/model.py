@@ -88,16 +88,19 @@ class LlamaModel:
                 return tuple(tokens[:count])
             room = -count
 
-    def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    def tokenize_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[int, ...]:
         """Render a conversation with the model's template and split it into token ids.
 
         Args:
             messages: see `ChatTemplate.render`; a last message from the assistant is continued.
+            tools: see there.
 
         Raises:
             InvalidRequestError: the template refuses the messages.
         """
-        head, prefix = self.chat_template.render(messages)
+        head, prefix = self.chat_template.render(messages, tools)
         # Some templates write the BOS token themselves.
         bos = self.chat_template.bos
         add_special = not (bos and head.startswith(bos))

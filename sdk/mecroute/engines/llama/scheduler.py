@@ -107,6 +107,8 @@ class Scheduler:
         self._prefixes = PrefixCache(self._slots, can_share=model.can_share_prefix)
         self._running: list[Sequence] = []
         self._queue = FifoQueue()
+        #: First answers of requests for several, until the others have been queued.
+        self._leaders: set[Generation] = set()
         self._changed = threading.Condition()
         self._closing = False
         self._pieces: dict[int, bytes | None] = {}
@@ -126,7 +128,11 @@ class Scheduler:
 
     def submit(self, request: GenerationRequest) -> Generation:
         """Queue a request; see `LlamaEngine.submit`."""
-        length = len(request.prompt)
+        length, room = len(request.prompt), self._n_parallel + self._max_queue
+        if request.n > room:
+            raise InvalidRequestError(
+                f"n is {request.n}, and {self._name} holds {room} requests", hint=f"ask for at most {room}"
+            )
         if length >= self._n_ctx:
             raise ContextLengthError(
                 f"the prompt has {length} tokens and {self._name}'s context window {self._n_ctx}, "
@@ -139,12 +145,18 @@ class Scheduler:
         with self._changed:
             if self._closing:
                 raise self._closed_error()
-            if len(self._queue) + len(self._running) >= self._n_parallel + self._max_queue:
+            self._leaders = {leader for leader in self._leaders if not (leader.cancelled or leader.done)}
+            held = sum(len(leader.followers) for leader in self._leaders)
+            taken = len(self._queue) + len(self._running) + held
+            if taken + request.n > self._n_parallel + self._max_queue:
                 raise OverloadedError(
                     f"{self._name} has {len(self._running)} requests running and {len(self._queue)} waiting",
                     retry_after_s=self._retry_after_s(),
                 )
-            self._queue.push(generation)
+            leader = generation.branches[0]
+            if leader.followers:
+                self._leaders.add(leader)
+            self._queue.push(leader)
             self._changed.notify()
         return generation
 
@@ -338,6 +350,7 @@ class Scheduler:
         for sequence, count in prefills:
             done = len(sequence.slot.tokens)
             sequence.slot.tokens.extend(sequence.prompt[done : done + count])
+        self._follow([sequence.generation for sequence, _ in chosen[decoding:]])
 
         sample, pieces = context.sample, self._pieces
         finished: list[Sequence] = []
@@ -370,6 +383,18 @@ class Scheduler:
             with self._changed:
                 for sequence in finished:
                     self._release(sequence)
+
+    def _follow(self, leaders: list[Generation]) -> None:
+        """Queue the further answers to requests whose prompt is in memory now."""
+        if not any(leader.followers for leader in leaders):
+            return
+        with self._changed:
+            for leader in leaders:
+                for follower in leader.followers:
+                    if not follower.cancelled:
+                        self._queue.push(follower)
+                leader.followers = ()
+                self._leaders.discard(leader)
 
     def _measure(self, decoding: int, prefilled: int, finished: int, took_s: float) -> None:
         if decoding:

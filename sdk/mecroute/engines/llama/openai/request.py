@@ -6,18 +6,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from mecroute.engines.llama.chat_template import message_text
 from mecroute.engines.llama.generation import GenerationRequest
 from mecroute.engines.llama.grammar import Constraint
 from mecroute.engines.llama.openai.format import parse_form
+from mecroute.engines.llama.openai.messages import parse_messages
+from mecroute.engines.llama.openai.tools import parse_tools
 from mecroute.engines.llama.sampling import SamplingParams
 from mecroute.errors import InvalidRequestError
 
-_ROLES = ("system", "developer", "user", "assistant")
 _MAX_STOPS = 16
 #: OpenAI's own limit.
 _MAX_TOP_LOGPROBS = 20
 _MAX_BIASES = 1024
+#: OpenAI's own limit; what an engine has room for may be less.
+_MAX_CHOICES = 128
 
 #: Fields that decide how the answer travels or is accounted for, not what it says.
 _NEUTRAL = frozenset(
@@ -35,21 +37,18 @@ _SAMPLING = frozenset(
     }
 )
 _COMMON = _NEUTRAL | _SAMPLING | {"max_tokens", "stop", "n", "logit_bias", "logprobs", "grammar"}
-_CHAT = _COMMON | {"messages", "max_completion_tokens", "top_logprobs", "response_format"}
-_COMPLETION = _COMMON | {"prompt"}
+_TOOLS = {"tools", "tool_choice", "parallel_tool_calls"}
+_CHAT = _COMMON | {"messages", "max_completion_tokens", "top_logprobs", "response_format"} | _TOOLS
+_COMPLETION = _COMMON | {"prompt", "best_of"}
 
 #: Values with which a field this server has no support for says nothing more than its absence.
 _EMPTY: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
     "functions": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "echo": (False,),
     "suffix": ("",),
-    "best_of": (1,),
 }
 
 
@@ -58,7 +57,9 @@ class PromptTokenizer(Protocol):
 
     n_ctx: int
 
-    def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    def tokenize_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[int, ...]:
         """See `LlamaEngine.tokenize_chat`."""
         ...
 
@@ -81,17 +82,21 @@ def parse_chat(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRe
     messages = fields.get("messages")
     if not isinstance(messages, list):
         raise InvalidRequestError("messages is missing or not a list", hint="send a list of messages")
-    messages = [_message(at, message) for at, message in enumerate(messages)]
-    form = parse_form(fields)
-    constraint = None
+    messages = parse_messages(messages)
+    tools, form = parse_tools(fields), parse_form(fields)
+    if tools.form is not None and form is not None:
+        raise InvalidRequestError(
+            f"tool_choice demands a call, and {form.field} another form", hint="send one of them"
+        )
+    form, constraint = tools.form or form, None
     if form is not None:
         said = messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else ""
         constraint = Constraint(form.grammar, engine.tokenize(said, add_special=False), form.field)
-    prompt = engine.tokenize_chat(messages)
+    prompt = engine.tokenize_chat(messages, tools.offered)
     limit = _integer(fields, "max_completion_tokens", 1, None)
     if limit is None:
         limit = _integer(fields, "max_tokens", 1, None)
-    return _request(fields, prompt, limit or engine.n_ctx, _chat_logprobs(fields), constraint)
+    return _request(fields, prompt, limit or engine.n_ctx, _chat_logprobs(fields), constraint, tools.names)
 
 
 def parse_completion(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRequest:
@@ -150,9 +155,11 @@ def _request(
     max_tokens: int,
     top_logprobs: int | None,
     constraint: Constraint | None,
+    functions: tuple[str, ...] = (),
 ) -> GenerationRequest:
-    if _integer(fields, "n", 1, None) not in (None, 1):
-        raise _unsupported("n above 1")
+    n = _integer(fields, "n", 1, _MAX_CHOICES) or 1
+    if fields.get("best_of", 1) not in (1, n):
+        raise _unsupported("best_of above n")
     return GenerationRequest(
         prompt=prompt,
         max_tokens=max_tokens,
@@ -160,6 +167,8 @@ def _request(
         stop=_stop(fields.get("stop")),
         top_logprobs=top_logprobs,
         constraint=constraint,
+        n=n,
+        functions=functions,
     )
 
 
@@ -217,24 +226,6 @@ def _stop(value: Any) -> tuple[str, ...]:
     if len(stops) > _MAX_STOPS:
         raise InvalidRequestError(f"stop has {len(stops)} strings", hint=f"send at most {_MAX_STOPS}")
     return tuple(stops)
-
-
-def _message(at: int, message: Any) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise InvalidRequestError(f"messages[{at}] is not an object")
-    role = message.get("role")
-    if role in ("tool", "function") or message.get("tool_calls"):
-        raise _unsupported(f"messages[{at}]: tool calls")
-    if role not in _ROLES:
-        raise InvalidRequestError(
-            f"messages[{at}].role is {role!r}", hint=f"it must be one of {', '.join(_ROLES)}"
-        )
-    try:
-        content = message_text(message)
-    except InvalidRequestError as error:
-        raise InvalidRequestError(f"messages[{at}]: {error.message}", hint=error.hint) from error
-    # OpenAI renamed the role; models were trained with the old name.
-    return {"role": "system" if role == "developer" else role, "content": content}
 
 
 def _known(body: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:

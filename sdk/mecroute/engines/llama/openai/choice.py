@@ -1,0 +1,154 @@
+"""One of an answer's choices, whole or in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mecroute.engines.llama.generation import GenerationEvent, GenerationRequest
+from mecroute.engines.llama.logprobs import TokenLogprob
+from mecroute.engines.llama.tool_calls import ToolCall, ToolCallParser
+
+
+class ChatChoice:
+    """A chat answer, with the tool calls in it.
+
+    Args:
+        index: of the choice.
+        request: what was asked for.
+
+    Not thread-safe.
+    """
+
+    def __init__(self, index: int, request: GenerationRequest) -> None:
+        self._index = index
+        self._parser = ToolCallParser(request.functions) if request.functions else None
+        self._pending: list[TokenLogprob] = []
+        self._calls = 0
+        self._opened = False
+
+    def pieces(self, event: GenerationEvent) -> Iterator[dict[str, Any]]:
+        """The choices of the chunks that an event makes."""
+        if not self._opened:
+            # With the first token and not before: until then an error can still be an HTTP status.
+            self._opened = True
+            yield self._piece({"role": "assistant", "content": ""})
+        self._pending += event.logprobs
+        for part in self._parts(event):
+            if isinstance(part, ToolCall):
+                yield from self._call_pieces(part)
+            elif part:
+                yield self._piece({"content": part}, self._take_logprobs())
+        if event.finish_reason is not None:
+            # What is left are tokens without text of their own.
+            piece = self._piece({}, self._take_logprobs())
+            yield {**piece, "finish_reason": self._finish_reason(event)}
+
+    def whole(self, events: Sequence[GenerationEvent]) -> dict[str, Any]:
+        """The choice of a whole answer."""
+        texts: list[str] = []
+        calls: list[dict[str, Any]] = []
+        for event in events:
+            self._pending += event.logprobs
+            for part in self._parts(event):
+                if isinstance(part, ToolCall):
+                    calls.append(self._call(part))
+                else:
+                    texts.append(part)
+        text = "".join(texts)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            message |= {"content": text.strip() or None, "tool_calls": calls}
+        return {
+            "index": self._index,
+            "message": message,
+            "logprobs": self._take_logprobs(),
+            "finish_reason": self._finish_reason(events[-1]),
+        }
+
+    def _parts(self, event: GenerationEvent) -> list[str | ToolCall]:
+        if self._parser is None:
+            return [event.text]
+        parts = self._parser.feed(event.text)
+        return parts + self._parser.finish() if event.finish_reason is not None else parts
+
+    def _piece(self, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+        return {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+
+    def _call_pieces(self, call: ToolCall) -> Iterator[dict[str, Any]]:
+        index, whole = self._calls, self._call(call)
+        named = {**whole, "index": index, "function": {"name": call.name, "arguments": ""}}
+        yield self._piece({"tool_calls": [named]}, self._take_logprobs())
+        yield self._piece({"tool_calls": [{"index": index, "function": {"arguments": call.arguments}}]})
+
+    def _call(self, call: ToolCall) -> dict[str, Any]:
+        self._calls += 1
+        function = {"name": call.name, "arguments": call.arguments}
+        return {"id": call.id, "type": "function", "function": function}
+
+    def _finish_reason(self, event: GenerationEvent) -> str | None:
+        return "tool_calls" if self._calls and event.finish_reason == "stop" else event.finish_reason
+
+    def _take_logprobs(self) -> dict[str, Any] | None:
+        entries, self._pending = self._pending, []
+        if not entries:
+            return None
+        content = [{**_token(entry), "top_logprobs": [_token(top) for top in entry.top]} for entry in entries]
+        return {"content": content, "refusal": None}
+
+
+class TextChoice:
+    """The continuation of a text.
+
+    Args:
+        index: of the choice.
+        request: what was asked for.
+
+    Not thread-safe.
+    """
+
+    def __init__(self, index: int, request: GenerationRequest) -> None:  # noqa: ARG002 - as ChatChoice has it
+        self._index = index
+        self._spelled = b""
+
+    def pieces(self, event: GenerationEvent) -> Iterator[dict[str, Any]]:
+        """The choices of the chunks that an event makes."""
+        logprobs = self._logprobs(event.logprobs)
+        if event.text:
+            yield self._piece(event.text, logprobs)
+            logprobs = None
+        if event.finish_reason is not None:
+            yield {**self._piece("", logprobs), "finish_reason": event.finish_reason}
+
+    def whole(self, events: Sequence[GenerationEvent]) -> dict[str, Any]:
+        """The choice of a whole answer."""
+        text = "".join([event.text for event in events])
+        piece = self._piece(text, self._logprobs([entry for event in events for entry in event.logprobs]))
+        return {**piece, "finish_reason": events[-1].finish_reason}
+
+    def _piece(self, text: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+        return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": None}
+
+    def _logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        """The shape of OpenAI's first API; offsets are those of the tokens in this answer's text."""
+        if not entries:
+            return None
+        offsets = []
+        for entry in entries:
+            offsets.append(len(self._spelled.decode("utf-8", "replace")))
+            self._spelled += entry.piece
+        return {
+            "tokens": [_spelling(entry) for entry in entries],
+            "token_logprobs": [entry.logprob for entry in entries],
+            "top_logprobs": [{_spelling(top): top.logprob for top in entry.top} for entry in entries],
+            "text_offset": offsets,
+        }
+
+
+def _spelling(entry: TokenLogprob) -> str:
+    return entry.piece.decode("utf-8", "replace")
+
+
+def _token(entry: TokenLogprob) -> dict[str, Any]:
+    # Part of a character has no spelling of its own; its bytes say what it is.
+    return {"token": _spelling(entry), "logprob": entry.logprob, "bytes": list(entry.piece)}
