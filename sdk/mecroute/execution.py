@@ -147,8 +147,9 @@ class Execution:
                         chunk = await anext(stream)
                 except StopAsyncIteration:
                     return
-                self._is_unjoinable = self._is_unjoinable or _is_unjoinable(chunk)
                 text = _take_text(chunk, trimmer)
+                if _has_calls(chunk) or (text and (self.request.body.get("n") or 1) > 1):
+                    self._is_unjoinable = True
                 if text:
                     if segment.ttft_ms is None:
                         segment.ttft_ms = (time.monotonic() - begun) * 1000
@@ -221,9 +222,9 @@ def _whole_usage(usage: Mapping[str, Any], tokens_before: int) -> dict[str, Any]
     return {**usage, "prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
 
-def _is_unjoinable(chunk: Mapping[str, Any]) -> bool:
+def _has_calls(chunk: Mapping[str, Any]) -> bool:
     return any(
-        choice.get("index") or (choice.get("delta") or {}).get("tool_calls")
+        (choice.get("delta") or {}).get("tool_calls")
         for choice in chunk.get("choices") or ()
         if isinstance(choice, Mapping)
     )

@@ -129,6 +129,33 @@ def test_a_cloud_that_must_be_told_in_words_repeats_nothing(
     assert cloud.requests[0]["messages"][-1]["role"] == "user"
 
 
+@pytest.mark.parametrize("break_after", [4, len(WORDS), len(WORDS) + 2])
+def test_several_answers_that_were_cut_off_are_an_error_and_not_mixed_up(
+    client: Client, mec: Upstream, cloud: Upstream, break_after: int
+) -> None:
+    mec.break_after = break_after
+    with pytest.raises(AllTargetsFailedError, match="mec/n1/fox:1"):
+        list(client.chat.completions.create(messages=HELLO, stream=True, n=2))
+    assert not cloud.requests
+
+
+def test_several_answers_are_read_to_the_end_of_the_last(client: Client) -> None:
+    found = ["", ""]
+    for chunk in client.chat.completions.create(messages=HELLO, stream=True, n=2):
+        found[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert found == [SENTENCE] * 2
+
+
+def test_a_tool_call_that_was_cut_off_is_not_made_twice(
+    client: Client, mec: Upstream, cloud: Upstream
+) -> None:
+    mec.calls, mec.break_after = True, 0
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    with pytest.raises(AllTargetsFailedError, match="mec/n1/fox:1"):
+        list(client.chat.completions.create(messages=HELLO, stream=True, tools=tools))
+    assert not cloud.requests
+
+
 def test_losing_every_tier_names_each_of_them(client: Client, mec: Upstream, cloud: Upstream) -> None:
     mec.break_after, cloud.status = 2, 503
     stream = client.chat.completions.create(messages=HELLO, stream=True)

@@ -26,6 +26,7 @@ class Upstream:
         break_after: chunks after which a stream's connection is cut; None never cuts.
         status: answer every call with this status instead.
         delay_s: wait before answering.
+        calls: whether a stream begins with part of a tool call where tools are offered.
         repeats: start a continuation with this text, as a merely instructed model may.
     """
 
@@ -35,6 +36,7 @@ class Upstream:
     status: int | None = None
     error_code: str | None = None
     delay_s: float = 0.0
+    calls: bool = False
     repeats: str = ""
     garbage: bytes | None = None
     report: dict[str, Any] | None = None
@@ -103,24 +105,30 @@ def _completion(body: dict[str, Any], words: list[str]) -> dict[str, Any]:
 
 
 async def _sse(up: Upstream, body: dict[str, Any], words: list[str]) -> AsyncIterator[str]:
-    def event(delta: dict[str, Any], finish: str | None = None) -> str:
+    def event(delta: dict[str, Any], finish: str | None = None, choice: int = 0) -> str:
         chunk = {
             "id": "upstream-1",
             "object": "chat.completion.chunk",
             "created": 1,
             "model": body["model"],
-            "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+            "choices": [{"index": choice, "delta": delta, "finish_reason": finish}],
         }
         return f"data: {json.dumps(chunk)}\n\n"
 
     try:
         yield event({"role": "assistant", "content": ""})
-        for index, word in enumerate(words):
-            if up.break_after is not None and index >= up.break_after:
-                raise ConnectionResetError
-            yield event({"content": word})
-            await asyncio.sleep(0.005)
-        yield event({}, "stop")
+        sent = 0
+        if up.calls and body.get("tools"):
+            call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": "{"}}
+            yield event({"tool_calls": [call]})
+        for choice in range(body.get("n") or 1):
+            for word in words:
+                if up.break_after is not None and sent >= up.break_after:
+                    raise ConnectionResetError
+                yield event({"content": word}, choice=choice)
+                sent += 1
+                await asyncio.sleep(0.005)
+            yield event({}, "stop", choice)
         yield "data: [DONE]\n\n"
     except asyncio.CancelledError:
         up.cancelled += 1
