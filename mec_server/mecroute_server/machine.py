@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import resource
+import sys
 import time
 from pathlib import Path
 
@@ -29,6 +31,12 @@ class CpuMeter:
             self._percent = psutil.cpu_percent(interval=None)
             self._read_at = now
         return self._percent
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process ever had resident."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # getrusage(2): KiB on Linux, bytes on macOS
 
 
 def memory_bytes() -> tuple[int, int]:

@@ -96,6 +96,7 @@ def test_dev_serves_one_endpoint_and_other_commands_can_use_its_stack(
     assert chat.err.startswith(("[device/", "[mec/"))
     assert benched.code == 0, benched.err
     assert benched.json["profile"]["tier"] == "mec"
+    assert benched.json["profile"]["peak_memory_bytes"] > 1_000_000
     assert missing.code == 1
     assert "nothing:v1" in missing.err
 

@@ -9,9 +9,11 @@ import typer
 from mecroute_cli.arguments import Ref, Threads, TierName
 from mecroute_cli.commands.models import PROFILES
 from mecroute_cli.help import examples
+from mecroute_cli.node_bench import bench_node
 from mecroute_cli.session import Session, session_of
 
 if TYPE_CHECKING:
+    from mecroute.config import NodeConfig
     from mecroute_registry import ModelVersion, Profile
 
 EXAMPLES = examples(
@@ -49,7 +51,7 @@ def bench(
     model = registry.get(ref)
     size = {"runs": runs, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens}
     if node is not None or tier is TierName.MEC:
-        profile = bench_node(session, model, node, size)
+        profile = bench_node(session.output, chosen_node(session, node), model, **size)
     else:
         profile = bench_device(session, model, threads, size)
     registry.add_profile(model, profile)
@@ -90,41 +92,17 @@ def bench_device(session: Session, model: ModelVersion, threads: int | None, siz
         engine.close()
 
 
-def bench_node(session: Session, model: ModelVersion, name: str | None, size: dict[str, Any]) -> Profile:
-    """Measure a node over its own endpoint.
+def chosen_node(session: Session, name: str | None) -> NodeConfig:
+    """The node of that name, or the only one there is.
 
     Raises:
         UsageError: no node was named and there is not exactly one.
-        NodeNotReadyError: the node does not serve that model.
     """
-    from mecroute.errors import NodeNotReadyError, UsageError
-    from mecroute_cli.node_api import NodeApi
-    from mecroute_quantize.measure import measure_endpoint
+    from mecroute.errors import UsageError
 
     nodes = session.config.nodes
     if name is None and len(nodes) != 1:
         raise UsageError(
             f"--node is needed: {len(nodes)} nodes are configured", hint="`mecroute nodes list` shows them"
         )
-    node = session.node(name) if name is not None else nodes[0]
-    with NodeApi(node) as api:
-        report = api.report()
-        served = next((m for m in report.models if m.ref == model.ref), None)
-    if served is None or served.state != "ready":
-        raise NodeNotReadyError(
-            f"node '{node.name}' does not serve {model.ref} ({served.state if served else 'not deployed'})",
-            hint=f"mecroute deploy {model.ref} --to {node.name}",
-            tier="mec",
-            model=model.ref,
-        )
-    with session.output.progress(f"measuring {model.ref} on {node.name}", unit="share") as update:
-        return measure_endpoint(
-            node.url.rstrip("/") + "/v1",
-            model.ref,
-            api_key=node.key(),
-            **size,
-            tier="mec",
-            hardware=report.hardware or "unknown",
-            threads=report.cpu_count,
-            progress=lambda share: update(share, 1),
-        )
+    return session.node(name) if name is not None else nodes[0]

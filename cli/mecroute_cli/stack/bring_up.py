@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mecroute.device.hardware import hardware_class, usable_cpus
+from mecroute.device.hardware import hardware_class
 from mecroute.nodes.report import ModelReport
 from mecroute_cli.commands.deploy import follow
 from mecroute_cli.making import make
 from mecroute_cli.node_api import NodeApi
+from mecroute_cli.node_bench import bench_node
 from mecroute_cli.output import Output
 from mecroute_cli.stack.stack import Stack
 from mecroute_cli.stores import open_store
@@ -49,20 +50,7 @@ def measure_node(
     output: Output, stack: Stack, registry: Registry, model: ModelVersion, *, runs: int
 ) -> Profile:
     """Measure a model on the stack's node, over its endpoint, and keep the profile."""
-    from mecroute_quantize import measure_endpoint
-
-    node = stack.config.nodes[0]
-    with output.progress(f"measuring {model.ref} on {node.name}", unit="share") as update:
-        profile = measure_endpoint(
-            f"{node.url}/v1",
-            model.ref,
-            api_key=node.key(),
-            runs=runs,
-            tier="mec",
-            hardware=hardware_class(),
-            threads=usable_cpus(),
-            progress=lambda share: update(share, 1),
-        )
+    profile = bench_node(output, stack.config.nodes[0], model, runs=runs)
     registry.add_profile(model, profile)
     return profile
 

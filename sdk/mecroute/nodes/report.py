@@ -25,7 +25,7 @@ class ModelReport(BaseModel):
         ref: the name under which it is served.
         digest: the registry digest; None for a model served straight from a file.
         detail: why it failed, or what it is doing; None when there is nothing to say.
-        context_length, parallel: None while the model is not loaded.
+        context_length, parallel, threads: None while the model is not loaded.
         accuracy: 0..1, as registered; None where unknown.
     """
 
@@ -40,6 +40,7 @@ class ModelReport(BaseModel):
     tasks: tuple[Task, ...] = ("chat", "completion", "embed")
     context_length: int | None = Field(default=None, ge=1)
     parallel: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     running: int = Field(default=0, ge=0)
     queued: int = Field(default=0, ge=0)
     kv_used_tokens: int = Field(default=0, ge=0)
@@ -65,6 +66,7 @@ class NodeReport(BaseModel):
     cpu_percent: float = Field(default=0, ge=0, allow_inf_nan=False)
     memory_total_bytes: int = Field(default=0, ge=0)
     memory_available_bytes: int = Field(default=0, ge=0)
+    peak_memory_bytes: int | None = Field(default=None, ge=0, description="of the node's own process")
     gpu_backend: str | None = None
     models: tuple[ModelReport, ...] = ()
     retry_after_s: float = Field(default=0, ge=0, allow_inf_nan=False)

@@ -28,6 +28,9 @@ from mecroute.errors import (
 #: While others are generating, a step's share of prompt is what takes about this long, so that a long
 #: prompt slows their tokens down but never stops them.
 PREFILL_SLICE_S = 0.1
+#: What is left of a prompt is computed at once when it is this short: requests that arrive together then get
+#: their first tokens together, and slicing it would only put their decoding steps in between.
+SHORT_PROMPT_TOKENS = 128
 #: Never fewer, so that a prompt gets on even while many others generate on a slow machine.
 MIN_PREFILL_ROWS = 32
 #: Steps with fewer prompt tokens than this say little about how fast prompts are computed.
@@ -323,9 +326,12 @@ class Scheduler:
         decoding = rows
         prefills: list[tuple[Sequence, int]] = []
         if decoding < len(running):
-            limit = decoding + self._prefill_rows(decoding)
-            for sequence in running:
-                if sequence.next_token == PREFILLING and rows < limit:
+            waiting = [sequence for sequence in running if sequence.next_token == PREFILLING]
+            # The shortest first: they are not held up by a long one, which has its own share of the step.
+            waiting.sort(key=_left_of_prompt)
+            limit = decoding + self._prefill_rows(decoding, waiting)
+            for sequence in waiting:
+                if rows < limit:
                     slot = sequence.slot
                     done = len(slot.tokens)
                     count = min(len(sequence.prompt) - done, limit - rows)
@@ -403,14 +409,17 @@ class Scheduler:
             self._prefill_rate.add(prefilled, took_s)
         self._completion_rate.add(finished, took_s)
 
-    def _prefill_rows(self, decoding: int) -> int:
-        """How many prompt tokens this step may have."""
+    def _prefill_rows(self, decoding: int, waiting: list[Sequence]) -> int:
+        """How many prompt tokens this step may have: all of the short prompts, and a slice of the others."""
         most = self._context.n_batch - decoding
         if not decoding:
             return most
-        speed = self._prefill_rate.per_s
-        rows = int(speed * PREFILL_SLICE_S) if speed else MIN_PREFILL_ROWS
-        return min(most, max(MIN_PREFILL_ROWS, rows))
+        left = [_left_of_prompt(sequence) for sequence in waiting]
+        rows = sum(tokens for tokens in left if tokens <= SHORT_PROMPT_TOKENS)
+        if left[-1] > SHORT_PROMPT_TOKENS:
+            speed = self._prefill_rate.per_s
+            rows += max(MIN_PREFILL_ROWS, int(speed * PREFILL_SLICE_S) if speed else 0)
+        return min(most, rows)
 
     def _learn_piece(self, token: int) -> bytes | None:
         piece = None if self._model.is_end(token) else self._model.piece(token)
@@ -441,3 +450,8 @@ class Scheduler:
         for generation in failed:
             generation.fail(error)
         wake(failed)
+
+
+def _left_of_prompt(sequence: Sequence) -> int:
+    """Tokens of the prompt that are not computed yet."""
+    return len(sequence.prompt) - len(sequence.slot.tokens)
