@@ -201,7 +201,37 @@ def test_a_wrong_field_is_named(talking: LlamaEngine, fields: dict[str, Any], sa
         parse_chat({"messages": MESSAGES, **fields}, talking)
 
 
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = {"x": value}
+    return value
+
+
+def test_tools_and_calls_nested_too_deeply_are_refused(talking: LlamaEngine) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"x": nested(5000)}}}
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": nested(5000)}}
+    told = [*MESSAGES, {"role": "assistant", "tool_calls": [call]}, HISTORY[2] | {"tool_call_id": "c"}]
+    asked: list[dict[str, Any]] = [
+        {"tools": [tool]},
+        {"tools": [tool], "tool_choice": "required"},
+        {"messages": told},
+    ]
+    for fields in asked:
+        with pytest.raises(InvalidRequestError, match="nested too deeply"):
+            parse_chat({"messages": MESSAGES, **fields}, talking)
+
+
 # The parser
+
+
+def test_half_a_character_in_a_call_can_be_sent() -> None:
+    parser = ToolCallParser(("f",))
+    parser.feed(r'{"name": "f", "arguments": {"a": "\ud800"}}')
+    (call,) = parser.finish()
+    assert isinstance(call, ToolCall)
+    assert call.arguments == r'{"a": "\ud800"}'
+
 
 F = '{"name": "f", "arguments": {"a": 1}}'
 PARSED = {

@@ -83,7 +83,10 @@ class ChatTemplate:
             raise InvalidRequestError("messages is empty", hint="send at least one message")
         plain = [{**message, "content": message_text(message)} for message in messages]
         if not self.knows_tools:
-            plain, tools = describe_tools(plain, tools), ()
+            try:
+                plain, tools = describe_tools(plain, tools), ()
+            except RecursionError as error:
+                raise InvalidRequestError("tools or tool_calls are nested too deeply") from error
         if plain[-1].get("role") != "assistant":
             return Prompt(self._render(plain, tools, add_generation_prompt=True), "")
         # Templates trim and wrap an answer's text, and end the turn after it. A placeholder shows where the
@@ -119,8 +122,8 @@ class ChatTemplate:
                     eos_token=self._eos,
                 )
             )
-        # A template is arbitrary code over the caller's messages: wrong types surface as these four.
-        except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as error:
+        # A template is arbitrary code over the caller's messages: wrong types and depths surface as these.
+        except (jinja2.TemplateError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidRequestError(
                 f"the model's chat template refuses these messages: {error}",
                 hint="many templates want user and assistant to alternate, after at most one system message",

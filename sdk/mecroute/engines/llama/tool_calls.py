@@ -117,9 +117,9 @@ def _calls(text: str, names: Collection[str]) -> list[ToolCall]:
     """The calls a JSON text consists of; none if any of it is something else."""
     try:
         value = json.loads(text)
+        calls = [_call(item, names) for item in (value if isinstance(value, list) else [value])]
     except (ValueError, RecursionError):
         return []
-    calls = [_call(item, names) for item in (value if isinstance(value, list) else [value])]
     return [call for call in calls if call is not None] if None not in calls else []
 
 
@@ -130,4 +130,9 @@ def _call(value: Any, names: Collection[str]) -> ToolCall | None:
     arguments = value.get("arguments", value.get("parameters", {}))
     if not isinstance(arguments, Mapping):
         return None
-    return ToolCall(value["name"], json.dumps(arguments, ensure_ascii=False))
+    spelled = json.dumps(arguments, ensure_ascii=False)
+    try:
+        spelled.encode()
+    except UnicodeEncodeError:  # half a character, which only an escape can write
+        spelled = json.dumps(arguments)
+    return ToolCall(value["name"], spelled)

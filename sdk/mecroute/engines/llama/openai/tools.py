@@ -54,7 +54,10 @@ def parse_tools(fields: Mapping[str, Any]) -> Tools:
     offered = tuple({"type": "function", "function": function} for function in functions)
     if not forced:
         return Tools(offered, names)
-    form = AnswerForm(_grammar([f for f in functions if f["name"] in forced]), "tools")
+    try:
+        form = AnswerForm(_grammar([f for f in functions if f["name"] in forced]), "tools")
+    except RecursionError as error:
+        raise InvalidRequestError("tools is nested too deeply") from error
     return Tools(offered, forced, form)
 
 
