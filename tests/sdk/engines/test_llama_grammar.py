@@ -150,6 +150,7 @@ HOSTILE = {
     + '\na40 ::= "x"?',
     "empty over and over": 'root ::= ("a"? "b"?)*',
     "huge repetition": 'root ::= "a"{100000000}',
+    "token numbers": "root ::= [a-z] !<[1]> root !<[1]>",
     "too long": 'root ::= "a"\n' * 10_000,
 }
 

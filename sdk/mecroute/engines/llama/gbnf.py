@@ -2,7 +2,8 @@
 
 llama.cpp refuses bad syntax, unknown names and left recursion by itself. It also expands every way in which
 a rule can begin, recursively and without a bound: twenty rules that each name the next one twice keep it
-busy for minutes, and a hundred thousand parentheses overflow its stack.
+busy for minutes, and a hundred thousand parentheses overflow its stack. Tokens by name or number (`<[5]>`,
+`!<think>`) are refused: llama.cpp offers some that it then ends the process over.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _TOKEN = re.compile(
     | (?P<rule>[A-Za-z0-9-]+)[ \t]*::=
     | (?P<name>[A-Za-z0-9-]+)
     | (?P<text>"(?:\\.|[^"\\])*")
-    | (?P<terminal>\[(?:\\.|[^\]\\])*\] | \. | !?<\[?[^<>\s]*\]?>)
+    | (?P<terminal>\[(?:\\.|[^\]\\])*\] | \.)
     | (?P<count>\{\s*(?P<least>\d{1,6})?\s*(?P<comma>,)?\s*(?P<most>\d{1,6})?\s*\})
     | (?P<mark>[()|?*+])""",
     re.VERBOSE | re.DOTALL,
