@@ -103,7 +103,7 @@ class Generation:
 
     __slots__ = (
         "_cancel", "_closed", "_error", "_events", "_loop", "_ready", "_waiter",
-        "cancelled", "max_tokens", "request", "submitted_at",
+        "cancelled", "max_tokens", "request", "submitted_at", "usage",
     )  # fmt: skip
 
     def __init__(
@@ -114,6 +114,8 @@ class Generation:
         self.max_tokens = max_tokens
         self.submitted_at = time.perf_counter()
         self.cancelled = False
+        #: What it took, once the last event has been read.
+        self.usage: Usage | None = None
         self._cancel = cancel
         self._events: deque[GenerationEvent] = deque()
         self._closed = False
@@ -169,12 +171,14 @@ class Generation:
             return None
         event = events.popleft()
         if not events:
+            self.usage = event.usage
             return event
         texts, tokens = [event.text], event.tokens
         while events:
             event = events.popleft()
             texts.append(event.text)
             tokens += event.tokens
+        self.usage = event.usage
         return GenerationEvent("".join(texts), tokens, event.finish_reason, event.usage)
 
     def _ended(self) -> bool:

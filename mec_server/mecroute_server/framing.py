@@ -1,0 +1,48 @@
+"""How the pieces of a streamed answer travel, in each API's way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mecroute.errors import MecrouteError
+from mecroute_server.errors import error_body
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """One way to send a stream of JSON objects.
+
+    Attributes:
+        media_type: of the whole answer.
+        encode: one object's bytes.
+        failure: the object that tells of an error in mid-stream; it is the last one.
+        heartbeat: what may be sent between two objects and changes nothing.
+        end: what follows the last object of a complete answer.
+    """
+
+    media_type: str
+    encode: Callable[[dict[str, Any]], bytes]
+    failure: Callable[[MecrouteError], dict[str, Any]]
+    heartbeat: bytes
+    end: bytes = b""
+
+
+def encode_json(value: dict[str, Any]) -> bytes:
+    """Compact JSON in UTF-8."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def encode_event(value: dict[str, Any]) -> bytes:
+    """A server-sent event without a name."""
+    return b"data: " + encode_json(value) + b"\n\n"
+
+
+#: A comment line is no event: every SSE client passes over it.
+COMMENT = b": waiting\n\n"
+
+OPENAI_EVENTS = Framing(
+    "text/event-stream", encode_event, failure=error_body, heartbeat=COMMENT, end=b"data: [DONE]\n\n"
+)
