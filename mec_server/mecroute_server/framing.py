@@ -40,6 +40,11 @@ def encode_event(value: dict[str, Any]) -> bytes:
     return b"data: " + encode_json(value) + b"\n\n"
 
 
+def encode_named_event(value: dict[str, Any]) -> bytes:
+    """A server-sent event with the name of its `type`."""
+    return f"event: {value['type']}\n".encode() + encode_event(value)
+
+
 #: A comment line is no event: every SSE client passes over it.
 COMMENT = b": waiting\n\n"
 

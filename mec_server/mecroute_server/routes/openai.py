@@ -12,7 +12,9 @@ from mecroute.engines.llama import openai as shapes
 from mecroute.engines.llama.engine import Generation
 from mecroute.errors import ModelNotFoundError
 from mecroute_server.body import read_json_object
+from mecroute_server.dialects import dialect_of
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
+from mecroute_server.formats import anthropic
 from mecroute_server.generation import Endpoint, Reply, generate, lend
 from mecroute_server.routes.node import CurrentNode
 from mecroute_server.slot import ModelSlot
@@ -71,19 +73,23 @@ async def embeddings(request: Request, node: CurrentNode) -> Response:
 
 
 @router.get("/models")
-async def list_models(node: CurrentNode) -> JSONResponse:
-    """The models that can be asked now."""
+async def list_models(request: Request, node: CurrentNode) -> JSONResponse:
+    """The models that can be asked now; Anthropic's clients get them in Anthropic's shape."""
+    if dialect_of(request.url.path, request.headers) == "anthropic":
+        return JSONResponse(anthropic.model_page(node.pool.ready()))
     return JSONResponse({"object": "list", "data": [_model_object(slot) for slot in node.pool.ready()]})
 
 
 @router.get("/models/{name:path}")
-async def retrieve_model(name: str, node: CurrentNode) -> JSONResponse:
+async def retrieve_model(name: str, request: Request, node: CurrentNode) -> JSONResponse:
     """One of them."""
     slot = node.pool.find(name)
     if slot.loaded is None:
         raise ModelNotFoundError(
             f"'{slot.ref}' is {slot.state} on this node", hint="GET /v1/models lists the models", model=name
         )
+    if dialect_of(request.url.path, request.headers) == "anthropic":
+        return JSONResponse(anthropic.model_info(slot))
     return JSONResponse(_model_object(slot))
 
 

@@ -81,12 +81,14 @@ class GenerationEvent:
         tokens: how many tokens were generated since the event before it.
         finish_reason: on the last event: `stop` (the model ended, or a stop string was met) or `length`.
         usage: on the last event.
+        stop_met: on the last event, the stop string that ended the answer; None if something else did.
     """
 
     text: str
     tokens: int
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    stop_met: str | None = None
 
 
 class Generation:
@@ -179,7 +181,7 @@ class Generation:
             texts.append(event.text)
             tokens += event.tokens
         self.usage = event.usage
-        return GenerationEvent("".join(texts), tokens, event.finish_reason, event.usage)
+        return GenerationEvent("".join(texts), tokens, event.finish_reason, event.usage, event.stop_met)
 
     def _ended(self) -> bool:
         """Whether nothing more will come; raises what ended it."""

@@ -83,7 +83,9 @@ class Sequence:
             elif self._completed >= self._max_tokens:
                 text, reason = text + self._text.finish(), "length"
         if reason is not None:
-            self.generation.push(GenerationEvent(text, self._unreported, reason, self._usage(now)))
+            self.generation.push(
+                GenerationEvent(text, self._unreported, reason, self._usage(now), self._text.met)
+            )
             return True
         if text:
             self.generation.push(GenerationEvent(text, self._unreported))
