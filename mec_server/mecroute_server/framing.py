@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mecroute.errors import MecrouteError
+from mecroute_server.dialects import Dialect, error_in
 from mecroute_server.errors import error_body
 
 
@@ -18,14 +19,15 @@ class Framing:
     Attributes:
         media_type: of the whole answer.
         encode: one object's bytes.
-        failure: the object that tells of an error in mid-stream; it is the last one.
+        failure: the object that tells of an error in mid-stream, given how many went before it; it is the
+            last one.
         heartbeat: what may be sent between two objects and changes nothing.
         end: what follows the last object of a complete answer.
     """
 
     media_type: str
     encode: Callable[[dict[str, Any]], bytes]
-    failure: Callable[[MecrouteError], dict[str, Any]]
+    failure: Callable[[MecrouteError, int], dict[str, Any]]
     heartbeat: bytes
     end: bytes = b""
 
@@ -48,6 +50,16 @@ def encode_named_event(value: dict[str, Any]) -> bytes:
 #: A comment line is no event: every SSE client passes over it.
 COMMENT = b": waiting\n\n"
 
+
+def failure_in(dialect: Dialect) -> Callable[[MecrouteError, int], dict[str, Any]]:
+    """The `failure` of an API whose streams tell of errors in the same shape as its answers do."""
+    return lambda error, _number: error_in(dialect, error_body(error), error.status)
+
+
 OPENAI_EVENTS = Framing(
-    "text/event-stream", encode_event, failure=error_body, heartbeat=COMMENT, end=b"data: [DONE]\n\n"
+    "text/event-stream",
+    encode_event,
+    failure=failure_in("openai"),
+    heartbeat=COMMENT,
+    end=b"data: [DONE]\n\n",
 )

@@ -88,16 +88,18 @@ class EventStream(StreamingResponse):
 
     async def _events(self, chunks: AsyncIterator[dict[str, Any]]) -> AsyncGenerator[bytes]:
         framing = self._framing
+        sent = 0
         try:
             async for chunk in chunks:
+                sent += 1
                 yield framing.encode(chunk)
             self._complete = True
             if framing.end:
                 yield framing.end
         except MecrouteError as error:
             _log.warning("a stream broke off: %s", error)
-            yield framing.encode(framing.failure(error))
+            yield framing.encode(framing.failure(error, sent))
         except Exception:  # noqa: BLE001 - the edge: the status line is long gone, and the caller must learn of it
             _log.exception("a stream broke off")
             failure = MecrouteError("internal error", hint="the server's log says more")
-            yield framing.encode(framing.failure(failure))
+            yield framing.encode(framing.failure(failure, sent))

@@ -13,12 +13,10 @@ from mecroute.engines.llama.engine import (
     LlamaEngine,
     Usage,
 )
-from mecroute.errors import InvalidRequestError, MecrouteError
-from mecroute_server.dialects import error_in
-from mecroute_server.errors import error_body
+from mecroute.errors import InvalidRequestError
 from mecroute_server.formats.answers import read_whole
 from mecroute_server.formats.fields import joined_text, known_fields, messages_in, role_of, whole_number
-from mecroute_server.framing import Framing, encode_named_event
+from mecroute_server.framing import Framing, encode_named_event, failure_in
 from mecroute_server.generation import Reply
 from mecroute_server.slot import ModelSlot
 
@@ -188,13 +186,9 @@ def _usage(usage: Usage) -> dict[str, int]:
     }
 
 
-def _failure(error: MecrouteError) -> dict[str, Any]:
-    return error_in("anthropic", error_body(error), error.status)
-
-
 EVENTS = Framing(
     "text/event-stream",
     encode_named_event,
-    failure=_failure,
+    failure=failure_in("anthropic"),
     heartbeat=encode_named_event({"type": "ping"}),
 )

@@ -8,9 +8,7 @@ from typing import Any
 
 from mecroute.engines.llama import openai
 from mecroute.engines.llama.engine import Generation, GenerationRequest, LlamaEngine, Usage
-from mecroute.errors import InvalidRequestError, MecrouteError
-from mecroute_server.dialects import error_in
-from mecroute_server.errors import error_body
+from mecroute.errors import InvalidRequestError
 from mecroute_server.formats.answers import read_whole
 from mecroute_server.formats.fields import (
     flag,
@@ -22,7 +20,7 @@ from mecroute_server.formats.fields import (
     unsupported,
     whole_number,
 )
-from mecroute_server.framing import Framing, encode_json
+from mecroute_server.framing import Framing, encode_json, failure_in
 from mecroute_server.generation import Reply
 
 #: Fields that do not change what the answer says. When a model leaves memory is the operator's business.
@@ -243,14 +241,10 @@ def _line(value: dict[str, Any]) -> bytes:
     return encode_json(value) + b"\n"
 
 
-def _failure(error: MecrouteError) -> dict[str, Any]:
-    return error_in("ollama", error_body(error), error.status)
-
-
 def _lines(put: _Put) -> Framing:
     # A line is never blank or a comment: a piece without text is what changes nothing.
     heartbeat = _line({**put(""), "done": False})
-    return Framing("application/x-ndjson", _line, failure=_failure, heartbeat=heartbeat)
+    return Framing("application/x-ndjson", _line, failure=failure_in("ollama"), heartbeat=heartbeat)
 
 
 CHAT_LINES = _lines(chat_text)

@@ -14,7 +14,7 @@ from mecroute.errors import ModelNotFoundError
 from mecroute_server.body import read_json_object
 from mecroute_server.dialects import dialect_of
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
-from mecroute_server.formats import anthropic
+from mecroute_server.formats import anthropic, responses
 from mecroute_server.generation import Endpoint, Reply, generate, lend
 from mecroute_server.routes.node import CurrentNode
 from mecroute_server.slot import ModelSlot
@@ -40,6 +40,9 @@ def _text_chunks(generation: Generation, reply: Reply) -> AsyncIterator[dict[str
 
 _CHAT = Endpoint("chatcmpl-", shapes.parse_chat, _chat_whole, _chat_chunks)
 _COMPLETION = Endpoint("cmpl-", shapes.parse_completion, _text_whole, _text_chunks)
+_RESPONSE = Endpoint(
+    "resp_", responses.parse_response, responses.response, responses.events, responses.EVENTS
+)
 
 
 @router.post("/chat/completions")
@@ -54,6 +57,13 @@ async def completions(request: Request, node: CurrentNode) -> Response:
     """The continuation of a text, whole or as server-sent events."""
     body = await read_json_object(request, node.settings.max_body_bytes)
     return await generate(request, node, _COMPLETION, body)
+
+
+@router.post("/responses")
+async def create_response(request: Request, node: CurrentNode) -> Response:
+    """An answer in the form of the Responses API, whole or as server-sent events; stored nowhere."""
+    body = await read_json_object(request, node.settings.max_body_bytes)
+    return await generate(request, node, _RESPONSE, body)
 
 
 @router.post("/embeddings")
