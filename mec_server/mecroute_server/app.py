@@ -12,6 +12,7 @@ from mecroute.errors import MecrouteError
 from mecroute_server.auth import Authenticator
 from mecroute_server.edge import Edge, answer_error, answer_http_error
 from mecroute_server.node import Node
+from mecroute_server.openapi import describe
 from mecroute_server.routes import admin, anthropic, health, ollama, openai
 from mecroute_server.settings import ServerSettings
 
@@ -36,7 +37,8 @@ def create_app(settings: ServerSettings) -> FastAPI:
             await node.close()
 
     # No documentation pages: FastAPI's load their scripts from a third party's servers.
-    app = FastAPI(title="mecroute", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(title="mecroute", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign] # as FastAPI's own guide does
     app.state.node = node
     for router in (openai.router, anthropic.router, ollama.router, admin.router, health.router):
         app.include_router(router)
