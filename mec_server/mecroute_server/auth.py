@@ -40,17 +40,17 @@ class Authenticator:
         if path in OPEN_PATHS:
             return
         if self._digests:
-            self._check_key(headers.get("authorization", ""))
+            self._check_key(sent_key(headers))
         else:
             self._check_local(headers, client_host)
 
-    def _check_key(self, authorization: str) -> None:
-        scheme, _, key = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
+    def _check_key(self, key: str | None) -> None:
+        if key is None:
             raise AuthenticationError(
-                "this server needs an API key", hint="send it as 'Authorization: Bearer <key>'"
+                "this server needs an API key",
+                hint="send it as 'Authorization: Bearer <key>' or as 'x-api-key: <key>'",
             )
-        sent = sha256(key.strip().encode()).digest()
+        sent = sha256(key.encode()).digest()
         # Every digest is compared, each in constant time, so that the time taken says nothing about the keys.
         matches = [hmac.compare_digest(sent, known) for known in self._digests]
         if not any(matches):
@@ -70,6 +70,19 @@ class Authenticator:
         origin = headers.get("origin")
         if origin is not None and not is_loopback(_host_in(origin)):
             raise NotLocalError(f"this server has no API key, so pages of {origin} may not use it", hint=hint)
+
+
+def sent_key(headers: Mapping[str, str]) -> str | None:
+    """The API key that a request carries, however its client sends it.
+
+    Args:
+        headers: with lower-case names. `Authorization: Bearer` is what OpenAI's and Ollama's clients send,
+            `x-api-key` what Anthropic's does; the first wins where both are there.
+    """
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        key = headers.get("x-api-key", "")
+    return key.strip() or None
 
 
 def _host_in(url: str) -> str:

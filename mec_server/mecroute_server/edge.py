@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mecroute.errors import MecrouteError
 from mecroute_server.auth import Authenticator
+from mecroute_server.dialects import dialect_of
 from mecroute_server.errors import error_response, http_error_response
 from mecroute_server.metrics import Metrics
 
@@ -53,6 +54,7 @@ class Edge:
             request_id = f"req-{uuid4().hex}"
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
+        dialect = dialect_of(scope["path"], headers)
         status = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -69,7 +71,7 @@ class Edge:
             self._authenticator.check(scope["path"], headers, client[0] if client else None)
             await self._app(scope, receive, send_with_headers)
         except MecrouteError as error:
-            await error_response(error)(scope, receive, send_with_headers)
+            await error_response(error, dialect)(scope, receive, send_with_headers)
         except Exception:  # noqa: BLE001 - the edge: the caller gets an answer, the log gets the trace
             _log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
             if not status:
@@ -77,7 +79,7 @@ class Edge:
                     f"internal error while answering request {request_id}",
                     hint="the server's log has the details",
                 )
-                await error_response(failure)(scope, receive, send_with_headers)
+                await error_response(failure, dialect)(scope, receive, send_with_headers)
         finally:
             if self._metrics is not None:
                 route = getattr(scope.get("route"), "path", "unmatched")
@@ -85,10 +87,10 @@ class Edge:
                 self._metrics.record_request(route, state.get("model", ""), status or 499, seconds)
 
 
-async def answer_error(_request: Request, error: Exception) -> JSONResponse:
+async def answer_error(request: Request, error: Exception) -> JSONResponse:
     """The exception handler for every `MecrouteError`."""
     assert isinstance(error, MecrouteError)
-    return error_response(error)
+    return error_response(error, dialect_of(request.url.path, request.headers))
 
 
 async def answer_http_error(request: Request, error: Exception) -> JSONResponse:
@@ -96,4 +98,5 @@ async def answer_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers) if error.headers else None
     detail = f"{request.method} {request.url.path}: {error.detail}"
-    return http_error_response(error.status_code, detail, headers)
+    dialect = dialect_of(request.url.path, request.headers)
+    return http_error_response(error.status_code, detail, headers, dialect)

@@ -1,4 +1,4 @@
-"""How an error becomes an HTTP answer, in OpenAI's shape."""
+"""How an error becomes an HTTP answer, in the shape of the API that was asked."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mecroute.errors import (
     TierError,
     UsageError,
 )
+from mecroute_server.dialects import Dialect, error_in
 
 #: First match wins, so a class stands before its parents. The HTTP status and the code are the class's own.
 _TYPES: tuple[tuple[type[MecrouteError], str], ...] = (
@@ -61,7 +62,7 @@ def error_body(error: MecrouteError) -> dict[str, Any]:
     }
 
 
-def error_response(error: MecrouteError) -> JSONResponse:
+def error_response(error: MecrouteError, dialect: Dialect = "openai") -> JSONResponse:
     """The whole HTTP answer for an error: status, headers and body."""
     headers = {}
     if isinstance(error, AuthenticationError):
@@ -73,12 +74,15 @@ def error_response(error: MecrouteError) -> JSONResponse:
         headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
         # Not rounded up to a second: OpenAI's clients prefer it where both are given.
         headers["retry-after-ms"] = str(max(1, math.ceil(retry_after_s * 1000)))
-    return JSONResponse(error_body(error), status_code=error.status, headers=headers)
+    body = error_in(dialect, error_body(error), error.status)
+    return JSONResponse(body, status_code=error.status, headers=headers)
 
 
-def http_error_response(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def http_error_response(
+    status: int, detail: str, headers: dict[str, str] | None = None, dialect: Dialect = "openai"
+) -> JSONResponse:
     """The same shape for what the router itself refuses: an unknown path, a method that is not allowed."""
     code = {404: "not_found", 405: "method_not_allowed"}.get(status, "http_error")
     kind = "invalid_request_error" if status < 500 else "server_error"
     body = {"error": {"message": detail, "type": kind, "param": None, "code": code, "hint": None}}
-    return JSONResponse(body, status_code=status, headers=headers)
+    return JSONResponse(error_in(dialect, body, status), status_code=status, headers=headers)

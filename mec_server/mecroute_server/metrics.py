@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from mecroute.engines.llama.engine import Usage
 from mecroute_registry._version import __version__
 from mecroute_server.pool import EnginePool
 
@@ -75,14 +76,14 @@ class Metrics:
         self._requests.labels(route, model, str(status)).inc()
         self._seconds.labels(route, model).observe(seconds)
 
-    def record_generation(self, model: str, timings: Mapping[str, float]) -> None:
-        """Count a complete answer by its `timings` (see `mecroute.engines.llama.openai`)."""
-        self._prompt_tokens.labels(model).inc(timings["prompt_n"] + timings["cache_n"])
-        self._cached_tokens.labels(model).inc(timings["cache_n"])
-        self._completion_tokens.labels(model).inc(timings["predicted_n"])
-        self._ttft.labels(model).observe(timings["ttft_ms"] / 1000)
-        if timings["predicted_n"] > 1:
-            self._decode_speed.labels(model).observe(timings["predicted_per_second"])
+    def record_generation(self, model: str, usage: Usage) -> None:
+        """Count a complete answer by what it took."""
+        self._prompt_tokens.labels(model).inc(usage.prompt_tokens)
+        self._cached_tokens.labels(model).inc(usage.cached_tokens)
+        self._completion_tokens.labels(model).inc(usage.completion_tokens)
+        self._ttft.labels(model).observe(usage.ttft_ms / 1000)
+        if usage.completion_tokens > 1:
+            self._decode_speed.labels(model).observe(usage.decode_tokens_per_s)
 
     def record_embedding(self, model: str, prompt_tokens: int) -> None:
         """Count an answered embedding request."""

@@ -1,9 +1,8 @@
-"""Server-sent events in OpenAI's form: one `data:` line per chunk, `[DONE]` at the end."""
+"""Streamed answers: pieces in an API's own framing, kept alive while there is none."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
@@ -13,34 +12,41 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from mecroute.errors import MecrouteError
-from mecroute_server.errors import error_body
+from mecroute_server.framing import OPENAI_EVENTS, Framing
 
 _log = logging.getLogger(__name__)
 
 #: A request that waits or has a long prompt shows signs of life this often, so that neither the client nor
-#: a proxy takes the connection for dead. A comment line is no event: every SSE client passes over it.
+#: a proxy takes the connection for dead.
 _HEARTBEAT_S = 10.0
-_HEARTBEAT = b": waiting\n\n"
 
 
 class EventStream(StreamingResponse):
     """A streamed answer.
 
-    An error in mid-stream is sent as an event, and the stream then ends without `[DONE]`: what was
-    delivered is all that the client may take as the answer.
+    An error in mid-stream is sent as the last piece, and the stream then ends without what marks a complete
+    one (`[DONE]`): what was delivered is all that the client may take as the answer.
 
     Args:
-        chunks: OpenAI chunks.
+        chunks: the pieces.
         on_end: called exactly once when the stream is over; True if every chunk was delivered, False if
             the caller left or an error ended it.
+        framing: how they travel.
     """
 
-    def __init__(self, chunks: AsyncIterator[dict[str, Any]], *, on_end: Callable[[bool], None]) -> None:
+    def __init__(
+        self,
+        chunks: AsyncIterator[dict[str, Any]],
+        *,
+        on_end: Callable[[bool], None],
+        framing: Framing = OPENAI_EVENTS,
+    ) -> None:
         self._on_end = on_end
+        self._framing = framing
         self._complete = False
         super().__init__(
             self._events(chunks),
-            media_type="text/event-stream",
+            media_type=framing.media_type,
             # Proxies (nginx first) must pass each event on when it comes.
             headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
         )
@@ -53,7 +59,7 @@ class EventStream(StreamingResponse):
             self._on_end(self._complete)
 
     async def stream_response(self, send: Send) -> None:
-        """Send the events, and a comment when there has been none for a while."""
+        """Send the pieces, and a heartbeat when there has been none for a while."""
         loop = asyncio.get_running_loop()
         sent_at = loop.time()
 
@@ -61,7 +67,7 @@ class EventStream(StreamingResponse):
             while True:
                 await asyncio.sleep(max(0.05, sent_at + _HEARTBEAT_S - loop.time()))
                 if loop.time() - sent_at >= _HEARTBEAT_S:
-                    await emit(_HEARTBEAT)
+                    await emit(self._framing.heartbeat)
 
         async def emit(event: bytes) -> None:
             nonlocal sent_at
@@ -81,19 +87,19 @@ class EventStream(StreamingResponse):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _events(self, chunks: AsyncIterator[dict[str, Any]]) -> AsyncGenerator[bytes]:
+        framing = self._framing
+        sent = 0
         try:
             async for chunk in chunks:
-                yield encode_event(chunk)
+                sent += 1
+                yield framing.encode(chunk)
             self._complete = True
-            yield b"data: [DONE]\n\n"
+            if framing.end:
+                yield framing.end
         except MecrouteError as error:
             _log.warning("a stream broke off: %s", error)
-            yield encode_event(error_body(error))
+            yield framing.encode(framing.failure(error, sent))
         except Exception:  # noqa: BLE001 - the edge: the status line is long gone, and the caller must learn of it
             _log.exception("a stream broke off")
-            yield encode_event(error_body(MecrouteError("internal error", hint="the server's log says more")))
-
-
-def encode_event(value: dict[str, Any]) -> bytes:
-    """One event."""
-    return b"data: " + json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
+            failure = MecrouteError("internal error", hint="the server's log says more")
+            yield framing.encode(framing.failure(failure, sent))

@@ -20,7 +20,7 @@ from support.server import SAYS, running_node
 def test_a_stream_in_the_queue_is_kept_alive(
     endless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mecroute_server.routes.openai._FIRST_CHUNK_S", 0.01)
+    monkeypatch.setattr("mecroute_server.generation._FIRST_CHUNK_S", 0.01)
     monkeypatch.setattr("mecroute_server.sse._HEARTBEAT_S", 0.05)
     settings = ServerSettings(
         port=0, registry_root=tmp_path, model_files=(endless,), context=32768, parallel=1, threads=1

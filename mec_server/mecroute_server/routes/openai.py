@@ -2,57 +2,68 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from mecroute.engines.llama import openai as shapes
-from mecroute.engines.llama.engine import Generation, GenerationRequest, LlamaEngine
-from mecroute.errors import InvalidRequestError, ModelNotFoundError
+from mecroute.engines.llama.engine import Generation
+from mecroute.errors import ModelNotFoundError
 from mecroute_server.body import read_json_object
+from mecroute_server.dialects import dialect_of
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
-from mecroute_server.node import Node
+from mecroute_server.formats import anthropic, responses
+from mecroute_server.generation import Endpoint, Reply, generate, lend
 from mecroute_server.routes.node import CurrentNode
-from mecroute_server.slot import Lease, ModelSlot
-from mecroute_server.sse import EventStream
+from mecroute_server.slot import ModelSlot
 
 router = APIRouter(prefix="/v1")
 
-#: Tokenizing a body larger than this takes long enough to hold up the tokens of other streams.
-_LARGE_BODY_CHARS = 16_384
-#: How long a stream's status waits for its first token; after that it is 200, and comments keep it alive.
-_FIRST_CHUNK_S = 5.0
+
+def _chat_whole(generation: Generation, reply: Reply) -> Awaitable[dict[str, Any]]:
+    return shapes.chat_completion(generation, reply.model, reply.id)
 
 
-@dataclass(frozen=True, slots=True)
-class _Endpoint:
-    """The three functions that make one OpenAI endpoint of an engine."""
-
-    id_prefix: str
-    parse: Callable[[Mapping[str, Any], LlamaEngine], GenerationRequest]
-    whole: Callable[[Generation, str, str], Awaitable[dict[str, Any]]]
-    chunks: Callable[[Generation, str, bool, str], AsyncIterator[dict[str, Any]]]
+def _chat_chunks(generation: Generation, reply: Reply) -> AsyncIterator[dict[str, Any]]:
+    return shapes.chat_chunks(generation, reply.model, shapes.wants_usage(reply.body), reply.id)
 
 
-_CHAT = _Endpoint("chatcmpl", shapes.parse_chat, shapes.chat_completion, shapes.chat_chunks)
-_COMPLETION = _Endpoint("cmpl", shapes.parse_completion, shapes.text_completion, shapes.text_chunks)
+def _text_whole(generation: Generation, reply: Reply) -> Awaitable[dict[str, Any]]:
+    return shapes.text_completion(generation, reply.model, reply.id)
+
+
+def _text_chunks(generation: Generation, reply: Reply) -> AsyncIterator[dict[str, Any]]:
+    return shapes.text_chunks(generation, reply.model, shapes.wants_usage(reply.body), reply.id)
+
+
+_CHAT = Endpoint("chatcmpl-", shapes.parse_chat, _chat_whole, _chat_chunks)
+_COMPLETION = Endpoint("cmpl-", shapes.parse_completion, _text_whole, _text_chunks)
+_RESPONSE = Endpoint(
+    "resp_", responses.parse_response, responses.response, responses.events, responses.EVENTS
+)
 
 
 @router.post("/chat/completions")
 async def chat_completions(request: Request, node: CurrentNode) -> Response:
     """A chat answer, whole or as server-sent events."""
-    return await _generate(request, node, _CHAT)
+    body = await read_json_object(request, node.settings.max_body_bytes)
+    return await generate(request, node, _CHAT, body)
 
 
 @router.post("/completions")
 async def completions(request: Request, node: CurrentNode) -> Response:
     """The continuation of a text, whole or as server-sent events."""
-    return await _generate(request, node, _COMPLETION)
+    body = await read_json_object(request, node.settings.max_body_bytes)
+    return await generate(request, node, _COMPLETION, body)
+
+
+@router.post("/responses")
+async def create_response(request: Request, node: CurrentNode) -> Response:
+    """An answer in the form of the Responses API, whole or as server-sent events; stored nowhere."""
+    body = await read_json_object(request, node.settings.max_body_bytes)
+    return await generate(request, node, _RESPONSE, body)
 
 
 @router.post("/embeddings")
@@ -60,7 +71,7 @@ async def embeddings(request: Request, node: CurrentNode) -> Response:
     """One vector per text, as numbers or as base64 of little-endian float32."""
     body = await read_json_object(request, node.settings.max_body_bytes)
     texts, as_base64 = shapes.parse_embeddings(body)
-    lease = await _lease(request, node, body)
+    lease = await lend(request, node, body)
     try:
         vectors, tokens = await unless_caller_leaves(request, node.embeddings.embed(lease, texts))
     except CallerLeftError:
@@ -72,94 +83,24 @@ async def embeddings(request: Request, node: CurrentNode) -> Response:
 
 
 @router.get("/models")
-async def list_models(node: CurrentNode) -> JSONResponse:
-    """The models that can be asked now."""
+async def list_models(request: Request, node: CurrentNode) -> JSONResponse:
+    """The models that can be asked now; Anthropic's clients get them in Anthropic's shape."""
+    if dialect_of(request.url.path, request.headers) == "anthropic":
+        return JSONResponse(anthropic.model_page(node.pool.ready()))
     return JSONResponse({"object": "list", "data": [_model_object(slot) for slot in node.pool.ready()]})
 
 
 @router.get("/models/{name:path}")
-async def retrieve_model(name: str, node: CurrentNode) -> JSONResponse:
+async def retrieve_model(name: str, request: Request, node: CurrentNode) -> JSONResponse:
     """One of them."""
     slot = node.pool.find(name)
     if slot.loaded is None:
         raise ModelNotFoundError(
             f"'{slot.ref}' is {slot.state} on this node", hint="GET /v1/models lists the models", model=name
         )
+    if dialect_of(request.url.path, request.headers) == "anthropic":
+        return JSONResponse(anthropic.model_info(slot))
     return JSONResponse(_model_object(slot))
-
-
-async def _generate(request: Request, node: Node, endpoint: _Endpoint) -> Response:
-    body = await read_json_object(request, node.settings.max_body_bytes)
-    lease = await _lease(request, node, body)
-    with ExitStack() as held:
-        held.callback(lease.release)
-        streams, include_usage = _wants_stream(body), shapes.wants_usage(body)
-        generation = lease.engine.submit(await _parse(endpoint, body, lease.engine))
-        held.callback(generation.cancel)
-        answer_id = f"{endpoint.id_prefix}-{request.state.request_id.removeprefix('req-')}"
-        try:
-            if not streams:
-                answer = await unless_caller_leaves(request, endpoint.whole(generation, lease.ref, answer_id))
-                node.metrics.record_generation(lease.ref, answer["timings"])
-                return JSONResponse(answer)
-            chunks = endpoint.chunks(generation, lease.ref, include_usage, answer_id)
-            first = asyncio.ensure_future(anext(chunks))
-            held.callback(_drop, first)
-            # A failure before the first token is still an HTTP status, if it comes soon.
-            await unless_caller_leaves(request, asyncio.wait((first,), timeout=_FIRST_CHUNK_S))
-            if first.done():
-                first.result()
-        except CallerLeftError:
-            node.metrics.record_cancelled(lease.ref)
-            return Response(status_code=499)  # nobody reads it; it tells the metrics
-        give_back = held.pop_all().close  # now it is the stream that gives engine and sequence back
-
-    def on_end(complete: bool) -> None:
-        give_back()
-        if not complete:
-            node.metrics.record_cancelled(lease.ref)
-
-    async def counted() -> AsyncGenerator[dict[str, Any]]:
-        chunk: dict[str, Any] | None = await first
-        while chunk is not None:
-            if "timings" in chunk and chunk["choices"]:
-                node.metrics.record_generation(lease.ref, chunk["timings"])
-            yield chunk
-            chunk = await anext(chunks, None)
-
-    return EventStream(counted(), on_end=on_end)
-
-
-def _drop(task: asyncio.Future[Any]) -> None:
-    """Cancel a task nobody waits for any more, and let asyncio not call what it ends with lost."""
-    task.cancel()
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-
-def _wants_stream(body: Mapping[str, Any]) -> bool:
-    stream = body.get("stream")
-    if stream is not None and not isinstance(stream, bool):
-        raise InvalidRequestError("stream is not true or false")
-    return bool(stream)
-
-
-async def _lease(request: Request, node: Node, body: Mapping[str, Any]) -> Lease:
-    name = body.get("model")
-    if not isinstance(name, str) or not name:
-        ready = ", ".join(slot.ref for slot in node.pool.ready()) or "none yet"
-        raise InvalidRequestError(
-            "'model' is missing: which model is asked?", hint=f"this node serves: {ready}"
-        )
-    lease = await node.pool.acquire(name)
-    request.state.model = lease.ref
-    return lease
-
-
-async def _parse(endpoint: _Endpoint, body: Mapping[str, Any], engine: LlamaEngine) -> GenerationRequest:
-    content = body.get("messages", body.get("prompt"))
-    if len(str(content)) <= _LARGE_BODY_CHARS:
-        return endpoint.parse(body, engine)
-    return await asyncio.to_thread(endpoint.parse, body, engine)
 
 
 def _model_object(slot: ModelSlot) -> dict[str, Any]:

@@ -55,3 +55,9 @@ def test_what_only_looked_like_a_stop_string_is_shown_later() -> None:
     assert not stream.stopped
     assert stream.feed(b"D") == ""
     assert stream.finish() == "D"
+
+
+def test_the_stop_string_that_was_met_is_named() -> None:
+    stream = TextStream(["never", "lo w", "o wo"])
+    assert stream.feed(b"hello world") == "hel"
+    assert stream.met == "lo w"

@@ -115,6 +115,7 @@ class GenerationEvent:
         usage: on the last event.
         logprobs: of the tokens whose text begins in this event, where the request asks for them.
         index: which of the request's `n` answers it belongs to. Each has a last event.
+        stop_met: on the last event, the stop string that ended the answer; None if something else did.
     """
 
     text: str
@@ -123,6 +124,7 @@ class GenerationEvent:
     usage: Usage | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     index: int = 0
+    stop_met: str | None = None
 
 
 class Generation:
@@ -139,7 +141,7 @@ class Generation:
 
     __slots__ = (
         "_cancel", "_closed", "_error", "_events", "_index", "_loop", "_reader", "_ready", "_unfinished",
-        "_waiter", "branches", "cancelled", "followers", "max_tokens", "request", "submitted_at",
+        "_usages", "_waiter", "branches", "cancelled", "followers", "max_tokens", "request", "submitted_at",
     )  # fmt: skip
 
     def __init__(
@@ -156,6 +158,7 @@ class Generation:
         self.max_tokens = max_tokens
         self.submitted_at = time.perf_counter()
         self.cancelled = False
+        self._usages: list[Usage] = []
         self._cancel = cancel
         self._events: deque[GenerationEvent] = deque()
         self._closed = False
@@ -188,6 +191,11 @@ class Generation:
     def done(self) -> bool:
         """Whether the engine has finished with it; events may still be waiting to be read."""
         return self._closed
+
+    @property
+    def usage(self) -> Usage | None:
+        """What all of its answers took, once the last event of each has been read."""
+        return total_usage(self._usages) if len(self._usages) == self.request.n else None
 
     def cancel(self) -> None:
         """Stop generating; the sequence is free at the engine's next step and reading ends at once."""
@@ -239,6 +247,7 @@ class Generation:
             return None
         event = events.popleft()
         if not events:
+            self._note_usage(event)
             return event
         texts, tokens, logprobs = [event.text], event.tokens, event.logprobs
         while events and events[0].index == event.index:
@@ -246,9 +255,20 @@ class Generation:
             texts.append(event.text)
             tokens += event.tokens
             logprobs += event.logprobs
+        self._note_usage(event)
         return GenerationEvent(
-            "".join(texts), tokens, event.finish_reason, event.usage, logprobs, event.index
+            "".join(texts),
+            tokens,
+            event.finish_reason,
+            event.usage,
+            logprobs,
+            event.index,
+            event.stop_met,
         )
+
+    def _note_usage(self, event: GenerationEvent) -> None:
+        if event.usage is not None:
+            self._usages.append(event.usage)
 
     def _ended(self) -> bool:
         """Whether nothing more will come; raises what ended it."""

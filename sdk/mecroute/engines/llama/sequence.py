@@ -97,7 +97,10 @@ class Sequence:
         if reason is not None:
             # What a stop string cut off is not part of the answer, nor are its tokens.
             logprobs = self._take_logprobs(text, all=not self._text.stopped)
-            self.generation.push(GenerationEvent(text, self._unreported, reason, self._usage(now), logprobs))
+            usage, met = self._usage(now), self._text.met
+            self.generation.push(
+                GenerationEvent(text, self._unreported, reason, usage, logprobs, stop_met=met)
+            )
             return True
         if text:
             self.generation.push(

@@ -13,12 +13,12 @@ class TextStream:
         stop: strings that end the answer and are never part of it, none of them empty.
 
     Attributes:
-        stopped: whether a stop string has been met; nothing may be fed after that.
+        met: the stop string that has been met; nothing may be fed after that.
 
     Not thread-safe.
     """
 
-    __slots__ = ("_decode", "_decoder", "_held", "_longest", "_partial", "_stop", "stopped")
+    __slots__ = ("_decode", "_decoder", "_held", "_longest", "_partial", "_stop", "met")
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -27,7 +27,12 @@ class TextStream:
         self._longest = max(map(len, self._stop), default=0)
         self._held = ""
         self._partial = False
-        self.stopped = False
+        self.met: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has been met."""
+        return self.met is not None
 
     def feed(self, piece: bytes) -> str:
         """Add a token's bytes.
@@ -47,9 +52,11 @@ class TextStream:
 
     def _hold_back(self, text: str) -> str:
         text = self._held + text
-        cut = min((at for stop in self._stop if (at := text.find(stop)) >= 0), default=-1)
-        if cut >= 0:
-            self.stopped = True
+        cut, met = min(
+            ((at, stop) for stop in self._stop if (at := text.find(stop)) >= 0), default=(-1, None)
+        )
+        if met is not None:
+            self.met = met
             self._held = ""
             return text[:cut]
         for length in range(min(self._longest - 1, len(text)), 0, -1):

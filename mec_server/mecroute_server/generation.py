@@ -1,0 +1,176 @@
+"""Runs a generation for a route, whichever API the route belongs to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from mecroute.engines.llama.engine import Generation, GenerationRequest, LlamaEngine
+from mecroute.errors import InvalidRequestError
+from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
+from mecroute_server.framing import OPENAI_EVENTS, Framing
+from mecroute_server.node import Node
+from mecroute_server.slot import Lease
+from mecroute_server.sse import EventStream
+
+#: Tokenizing a body larger than this takes long enough to hold up the tokens of other streams.
+_LARGE_BODY_CHARS = 16_384
+#: How long a stream's status waits for its first token; after that it is 200, and heartbeats keep it alive.
+_FIRST_CHUNK_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What an answer says beside its text.
+
+    Attributes:
+        id: of the answer, in the form of the endpoint's API.
+        model: the reference of the model that answers.
+        body: the request.
+        load_s: how long the request waited for the model to be in memory.
+    """
+
+    id: str
+    model: str
+    body: Mapping[str, Any]
+    load_s: float
+
+
+def wants_stream(body: Mapping[str, Any], default: bool = False) -> bool:
+    """The request's `stream`.
+
+    Raises:
+        InvalidRequestError: it is neither true nor false.
+    """
+    stream = body.get("stream")
+    if stream is None:
+        return default
+    if not isinstance(stream, bool):
+        raise InvalidRequestError("stream is not true or false")
+    return stream
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What makes one endpoint of an engine.
+
+    Attributes:
+        id_prefix: what the ids of its answers begin with.
+        parse: reads the body of a request.
+        whole: waits for the answer and shapes it.
+        chunks: shapes the answer piece by piece.
+        framing: how the pieces travel.
+        wants_stream: whether a request wants them.
+    """
+
+    id_prefix: str
+    parse: Callable[[Mapping[str, Any], LlamaEngine], GenerationRequest]
+    whole: Callable[[Generation, Reply], Awaitable[dict[str, Any]]]
+    chunks: Callable[[Generation, Reply], AsyncIterator[dict[str, Any]]]
+    framing: Framing = OPENAI_EVENTS
+    wants_stream: Callable[[Mapping[str, Any]], bool] = wants_stream
+
+
+async def generate(request: Request, node: Node, endpoint: Endpoint, body: Mapping[str, Any]) -> Response:
+    """Answer a request with a generation, whole or streamed; a caller that leaves frees its sequence.
+
+    Args:
+        request: a request whose body has been read.
+        node: lends the engine and counts.
+        endpoint: the API the request came by.
+        body: the request's body.
+
+    Raises:
+        MecrouteError: what is wrong with the request, or why it cannot be served.
+    """
+    started_at = asyncio.get_running_loop().time()
+    lease = await lend(request, node, body)
+    load_s = asyncio.get_running_loop().time() - started_at
+    with ExitStack() as held:
+        held.callback(lease.release)
+        streams = endpoint.wants_stream(body)
+        generation = lease.engine.submit(await parse_off_loop(endpoint.parse, body, lease.engine))
+        held.callback(generation.cancel)
+        answer_id = f"{endpoint.id_prefix}{request.state.request_id.removeprefix('req-')}"
+        reply = Reply(id=answer_id, model=lease.ref, body=body, load_s=load_s)
+        try:
+            if not streams:
+                answer = await unless_caller_leaves(request, endpoint.whole(generation, reply))
+                _count(node, lease, generation)
+                return JSONResponse(answer)
+            chunks = endpoint.chunks(generation, reply)
+            first = asyncio.ensure_future(anext(chunks))
+            held.callback(_drop, first)
+            # A failure before the first token is still an HTTP status, if it comes soon.
+            await unless_caller_leaves(request, asyncio.wait((first,), timeout=_FIRST_CHUNK_S))
+            if first.done():
+                first.result()
+        except CallerLeftError:
+            node.metrics.record_cancelled(lease.ref)
+            return Response(status_code=499)  # nobody reads it; it tells the metrics
+        give_back = held.pop_all().close  # now it is the stream that gives engine and sequence back
+
+    def on_end(complete: bool) -> None:
+        give_back()
+        if not complete:
+            node.metrics.record_cancelled(lease.ref)
+
+    async def counted() -> AsyncGenerator[dict[str, Any]]:
+        chunk: dict[str, Any] | None = await first
+        is_counted = False
+        while chunk is not None:
+            if not is_counted:
+                is_counted = _count(node, lease, generation)
+            yield chunk
+            chunk = await anext(chunks, None)
+
+    return EventStream(counted(), on_end=on_end, framing=endpoint.framing)
+
+
+async def lend(request: Request, node: Node, body: Mapping[str, Any]) -> Lease:
+    """Lend the engine of the model that a request's body names; the caller releases it.
+
+    Raises:
+        InvalidRequestError: it names none.
+        MecrouteError: as `EnginePool.acquire`.
+    """
+    name = body.get("model")
+    if not isinstance(name, str) or not name:
+        ready = ", ".join(slot.ref for slot in node.pool.ready()) or "none yet"
+        raise InvalidRequestError(
+            "'model' is missing: which model is asked?", hint=f"this node serves: {ready}"
+        )
+    lease = await node.pool.acquire(name)
+    request.state.model = lease.ref
+    return lease
+
+
+async def parse_off_loop(
+    parse: Callable[[Mapping[str, Any], LlamaEngine], GenerationRequest],
+    body: Mapping[str, Any],
+    engine: LlamaEngine,
+) -> GenerationRequest:
+    """Read a body, in a thread where that takes long."""
+    if len(str(body)) <= _LARGE_BODY_CHARS:
+        return parse(body, engine)
+    return await asyncio.to_thread(parse, body, engine)
+
+
+def _count(node: Node, lease: Lease, generation: Generation) -> bool:
+    """Count a generation once it is complete; whether it is."""
+    if generation.usage is None:
+        return False
+    node.metrics.record_generation(lease.ref, generation.usage)
+    return True
+
+
+def _drop(task: asyncio.Future[Any]) -> None:
+    """Cancel a task nobody waits for any more, and let asyncio not call what it ends with lost."""
+    task.cancel()
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())

@@ -1,0 +1,152 @@
+"""The OpenAPI description of a node, served as `/openapi.json`.
+
+The routes read their bodies themselves, within bounds and with errors in each API's own shape, so FastAPI
+cannot derive what they accept: it is written down here, by path.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from mecroute_registry._version import __version__
+from mecroute_registry.facts import DIGEST_PATTERN
+from mecroute_server.auth import OPEN_PATHS
+
+_Schema = dict[str, Any]
+
+
+def _object(required: str = "", /, **properties: _Schema) -> _Schema:
+    return {"type": "object", "properties": properties, "required": required.split()}
+
+
+def _number(low: float, high: float) -> _Schema:
+    return {"type": "number", "minimum": low, "maximum": high}
+
+
+def _whole(low: int, high: int | None = None) -> _Schema:
+    return {"type": "integer", "minimum": low} | ({} if high is None else {"maximum": high})
+
+
+def _list(items: _Schema, least: int = 0) -> _Schema:
+    return {"type": "array", "items": items, "minItems": least}
+
+
+def _one_of(*values: str) -> _Schema:
+    return {"type": "string", "enum": list(values)}
+
+
+_TEXT: _Schema = {"type": "string"}
+_NAME: _Schema = {"type": "string", "minLength": 1}
+_FLAG: _Schema = {"type": "boolean"}
+_STOPS = {**_list(_NAME), "maxItems": 16}
+_TEXTS: _Schema = {"anyOf": [_NAME, _list(_NAME, 1)]}
+
+
+def _content(*kinds: str) -> _Schema:
+    return {"anyOf": [_TEXT, _list(_object("type text", type=_one_of(*kinds), text=_TEXT))]}
+
+
+def _messages(roles: tuple[str, ...], *kinds: str, least: int = 1) -> _Schema:
+    return _list(_object("role content", role=_one_of(*roles), content=_content(*kinds)), least)
+
+
+_OPENAI_ROLES = ("system", "developer", "user", "assistant")
+_SAMPLING: dict[str, _Schema] = {
+    "temperature": _number(0, 2),
+    "top_p": _number(0, 1),
+    "top_k": _whole(0, 2**31 - 1),
+    "min_p": _number(0, 1),
+    "seed": {"type": "integer"},
+    "frequency_penalty": _number(-2, 2),
+    "presence_penalty": _number(-2, 2),
+    "repeat_penalty": _number(0.01, 10),
+}
+_OPENAI: dict[str, _Schema] = {
+    **_SAMPLING,
+    "model": _NAME,
+    "stream": _FLAG,
+    "stream_options": _object(include_usage=_FLAG),
+    "stop": {"anyOf": [_NAME, _STOPS]},
+    "max_tokens": _whole(1),
+}
+_OLLAMA: dict[str, _Schema] = {
+    "model": _NAME,
+    "stream": _FLAG,
+    "keep_alive": {"type": ["string", "number"]},
+    "options": _object(**_SAMPLING, stop=_STOPS, num_predict=_whole(-2), num_ctx=_whole(1)),
+}
+_ANTHROPIC: dict[str, _Schema] = {
+    "model": _NAME,
+    "messages": _messages(("user", "assistant"), "text"),
+    "system": _content("text"),
+}
+
+#: The JSON body of each path that takes one.
+BODIES: dict[str, _Schema] = {
+    "/v1/chat/completions": _object(
+        "model messages",
+        **_OPENAI,
+        messages=_messages(_OPENAI_ROLES, "text"),
+        max_completion_tokens=_whole(1),
+    ),
+    "/v1/completions": _object(
+        "model prompt", **_OPENAI, prompt={"anyOf": [_TEXT, _list({"type": "integer"}, 1)]}
+    ),
+    "/v1/embeddings": _object(
+        "model input", model=_NAME, input=_TEXTS, encoding_format=_one_of("float", "base64")
+    ),
+    "/v1/responses": _object(
+        "model input",
+        model=_NAME,
+        input={"anyOf": [_TEXT, _messages(_OPENAI_ROLES, "input_text", "output_text")]},
+        instructions=_TEXT,
+        max_output_tokens=_whole(1),
+        temperature=_SAMPLING["temperature"],
+        top_p=_SAMPLING["top_p"],
+        stream=_FLAG,
+        store=_FLAG,
+    ),
+    "/v1/messages": _object(
+        "model messages max_tokens",
+        **_ANTHROPIC,
+        max_tokens=_whole(1),
+        stop_sequences=_STOPS,
+        temperature=_number(0, 1),
+        top_k=_SAMPLING["top_k"],
+        top_p=_SAMPLING["top_p"],
+        stream=_FLAG,
+    ),
+    "/v1/messages/count_tokens": _object("model messages", **_ANTHROPIC),
+    "/api/chat": _object(
+        "model", **_OLLAMA, messages=_messages(("system", "user", "assistant"), "text", least=0)
+    ),
+    "/api/generate": _object("model", **_OLLAMA, prompt=_TEXT, system=_TEXT, raw=_FLAG),
+    "/api/embed": _object("model input", model=_NAME, input=_TEXTS, truncate=_FLAG),
+    "/api/show": _object("model", model=_NAME),
+    "/admin/models": _object("ref", ref=_NAME, digest={"type": "string", "pattern": DIGEST_PATTERN}),
+}
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document of an app's routes: their bodies, their errors and who may ask."""
+    document = get_openapi(title=app.title, version=__version__, routes=app.routes)
+    document.get("components", {}).get("schemas", {}).clear()  # FastAPI's validation errors: never sent
+    document.setdefault("components", {})["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    }
+    error = {"description": "an error, in the shape of the path's API"}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = {**error, "content": {"application/json": {}}}
+            if path not in OPEN_PATHS:
+                # None: a node without a key answers its own machine.
+                operation["security"] = [{"bearer": []}, {"x-api-key": []}, {}]
+            if method == "post" and path in BODIES:
+                content = {"application/json": {"schema": BODIES[path]}}
+                operation["requestBody"] = {"required": True, "content": content}
+    return document

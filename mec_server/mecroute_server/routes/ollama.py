@@ -1,0 +1,183 @@
+"""`/api/*`: the Ollama API, on the models of this node."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from mecroute.engines.llama import openai
+from mecroute.errors import InvalidRequestError, ModelNotFoundError
+from mecroute_registry._version import __version__
+from mecroute_server.body import read_json_object
+from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
+from mecroute_server.formats import ollama as shapes
+from mecroute_server.formats.fields import known_fields
+from mecroute_server.generation import Endpoint, generate, lend, wants_stream
+from mecroute_server.node import Node
+from mecroute_server.routes.node import CurrentNode
+from mecroute_server.slot import ModelSlot
+
+router = APIRouter(prefix="/api")
+
+_EMBED = frozenset({"model", "input", "truncate", "options", "keep_alive"})
+
+
+def _streams(body: Mapping[str, Any]) -> bool:
+    return wants_stream(body, default=True)
+
+
+_CHAT = Endpoint("", shapes.parse_chat, shapes.chat_whole, shapes.chat_pieces, shapes.CHAT_LINES, _streams)
+_GENERATE = Endpoint(
+    "",
+    shapes.parse_generate,
+    shapes.generate_whole,
+    shapes.generate_pieces,
+    shapes.GENERATE_LINES,
+    _streams,
+)
+
+
+@router.post("/chat")
+async def chat(request: Request, node: CurrentNode) -> Response:
+    """A chat answer, as lines of JSON or whole."""
+    body = await _read(request, node)
+    if shapes.asks_nothing(body):
+        return await _load(request, node, body, shapes.loaded("", shapes.chat_text))
+    return await generate(request, node, _CHAT, body)
+
+
+@router.post("/generate")
+async def generate_(request: Request, node: CurrentNode) -> Response:
+    """The answer to a prompt, as lines of JSON or whole."""
+    body = await _read(request, node)
+    if shapes.asks_nothing(body):
+        return await _load(request, node, body, shapes.loaded("", shapes.generate_text))
+    return await generate(request, node, _GENERATE, body)
+
+
+@router.post("/embed")
+async def embed(request: Request, node: CurrentNode) -> Response:
+    """One vector per text. A text that is too long is refused, never cut off."""
+    body = await _read(request, node)
+    fields = known_fields(body, _EMBED, {"dimensions": (0,)})
+    texts, _ = openai.parse_embeddings({"input": fields.get("input")})
+    started_at = time.perf_counter()
+    lease = await lend(request, node, body)
+    lent_at = time.perf_counter()
+    try:
+        vectors, tokens = await unless_caller_leaves(request, node.embeddings.embed(lease, texts))
+    except CallerLeftError:
+        node.metrics.record_cancelled(lease.ref)
+        return Response(status_code=499)
+    node.metrics.record_embedding(lease.ref, tokens)
+    return JSONResponse(
+        {
+            "model": lease.ref,
+            "embeddings": vectors,
+            "total_duration": int((time.perf_counter() - started_at) * 1e9),
+            "load_duration": int((lent_at - started_at) * 1e9),
+            "prompt_eval_count": tokens,
+        }
+    )
+
+
+@router.get("/tags")
+async def tags(node: CurrentNode) -> JSONResponse:
+    """The models that can be asked now."""
+    return JSONResponse({"models": [_listed(slot) for slot in node.pool.ready()]})
+
+
+@router.post("/show")
+async def show(request: Request, node: CurrentNode) -> JSONResponse:
+    """One of them."""
+    name = (await _read(request, node)).get("model")
+    if not isinstance(name, str) or not name:
+        raise InvalidRequestError("'model' is missing: which model is to be shown?")
+    slot = node.pool.find(name)
+    if slot.loaded is None:
+        raise ModelNotFoundError(
+            f"'{slot.ref}' is {slot.state} on this node", hint="GET /api/tags lists the models", model=name
+        )
+    engine = slot.loaded.engine
+    facts = engine.facts
+    family = facts.architecture
+    return JSONResponse(
+        {
+            "modelfile": f"FROM {slot.ref}\n",
+            "parameters": "",
+            # Ollama's templates are written in Go's language, a GGUF's own in Jinja.
+            "template": "",
+            "license": facts.license or "",
+            "modified_at": shapes.timestamp(slot.loaded.since),
+            "details": _details(slot),
+            "model_info": {
+                "general.architecture": family,
+                "general.basename": facts.name or slot.name,
+                "general.parameter_count": facts.parameters,
+                f"{family}.context_length": engine.n_ctx,
+                f"{family}.embedding_length": facts.embedding_length,
+                "tokenizer.ggml.model": facts.tokenizer_model,
+            },
+            "capabilities": ["completion"],
+        }
+    )
+
+
+@router.get("/version")
+async def version() -> JSONResponse:
+    """The version of mecroute, not of Ollama."""
+    return JSONResponse({"version": __version__})
+
+
+async def _read(request: Request, node: Node) -> dict[str, Any]:
+    """The body, its model under the name it has on this node: `latest` is what Ollama calls no tag."""
+    body = await read_json_object(request, node.settings.max_body_bytes)
+    name = body.get("model") or body.get("name")
+    if isinstance(name, str) and name.endswith(":latest") and node.pool.slot(name) is None:
+        name = name.removesuffix(":latest")
+    return {**body, "model": name}
+
+
+async def _load(
+    request: Request, node: Node, body: Mapping[str, Any], answer: dict[str, Any]
+) -> JSONResponse:
+    lease = await lend(request, node, body)
+    lease.release()
+    return JSONResponse({**answer, "model": lease.ref})
+
+
+def _listed(slot: ModelSlot) -> dict[str, Any]:
+    assert slot.loaded is not None
+    return {
+        "name": slot.ref,
+        "model": slot.ref,
+        "modified_at": shapes.timestamp(slot.loaded.since),
+        "size": slot.loaded.size_bytes,
+        "digest": slot.model.digest.removeprefix("sha256:") if slot.model else "",
+        "details": _details(slot),
+    }
+
+
+def _details(slot: ModelSlot) -> dict[str, Any]:
+    assert slot.loaded is not None
+    facts = slot.loaded.engine.facts
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": facts.architecture,
+        "families": [facts.architecture],
+        "parameter_size": _in_short(facts.parameters),
+        "quantization_level": facts.quantization,
+    }
+
+
+def _in_short(parameters: int) -> str:
+    """`134.52M`, as Ollama writes it."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if parameters >= size:
+            return f"{parameters / size:.4g}{unit}"
+    return str(parameters)
