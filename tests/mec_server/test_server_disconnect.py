@@ -35,15 +35,19 @@ def server(endless: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield server
 
 
-def post_and_leave(server: NodeServer, once: Callable[[EngineStats], bool], **fields: Any) -> None:
+def post_and_leave(
+    server: NodeServer,
+    once: Callable[[EngineStats], bool],
+    path: str = "/v1/chat/completions",
+    ask: dict[str, Any] = ASK,
+    **fields: Any,
+) -> None:
     """Send a request on a plain socket, and close it once the engine's state is as wanted."""
     url = urlsplit(server.url)
     assert url.hostname
     assert url.port
-    content = httpx.Request("POST", server.url, json={**ASK, **fields}).content
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: {len(content)}\r\n\r\n"
-    )
+    content = httpx.Request("POST", server.url, json={**ask, **fields}).content
+    head = f"POST {path} HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: {len(content)}\r\n\r\n"
     with socket.create_connection((url.hostname, url.port)) as connection:
         connection.sendall(head.encode() + content)
         wait_until(server, once)
@@ -73,6 +77,25 @@ def is_idle(server: NodeServer) -> bool:
 @pytest.mark.parametrize("stream", [False, True])
 def test_leaving_frees_the_sequence(server: NodeServer, stream: bool) -> None:
     post_and_leave(server, lambda stats: stats.running == 1, stream=stream)
+    wait_until(server, lambda stats: stats.running == 0)
+    assert is_idle(server)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/messages", {"messages": ASK["messages"], "max_tokens": 30_000}),
+        ("/v1/responses", {"input": "hi"}),
+        ("/api/chat", {"messages": ASK["messages"]}),
+        ("/api/generate", {"prompt": "hi"}),
+    ],
+)
+def test_so_it_does_for_every_api(
+    server: NodeServer, path: str, fields: dict[str, Any], stream: bool
+) -> None:
+    ask = {"model": "endless", **fields}
+    post_and_leave(server, lambda stats: stats.running == 1, path, ask, stream=stream)
     wait_until(server, lambda stats: stats.running == 0)
     assert is_idle(server)
 

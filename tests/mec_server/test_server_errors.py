@@ -109,6 +109,7 @@ def test_no_model(http: httpx.Client, model: object) -> None:
         {"tools": [{"type": "function"}]},
         {"stream": "yes"},
         {"stream_options": 3, "stream": True},
+        {"stream_options": 3},
     ],
 )
 def test_a_wrong_field_and_its_name(http: httpx.Client, fields: dict[str, object]) -> None:

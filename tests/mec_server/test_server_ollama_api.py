@@ -291,3 +291,25 @@ def test_waiting_overload_and_a_lost_engine(
             slot.loaded.engine.close()
             assert set(json.loads(list(first)[-1])) == {"error"}
         assert 'route="/api/chat"' in http.get("/metrics").text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/api/chat", {"messages": MESSAGES, "options": OPTIONS}),
+        ("/v1/messages", {"messages": MESSAGES, "max_tokens": len(SAYS), "temperature": 0}),
+        ("/v1/responses", {"input": "say it", "max_output_tokens": len(SAYS), "temperature": 0}),
+    ],
+)
+def test_every_api_counts_its_tokens_once(
+    http: httpx.Client, path: str, fields: dict[str, Any], stream: bool
+) -> None:
+    def counted() -> float:
+        sample = 'mecroute_completion_tokens_total{model="tiny"} '
+        found = [line for line in http.get("/metrics").text.splitlines() if line.startswith(sample)]
+        return float(found[0].removeprefix(sample)) if found else 0
+
+    before = counted()
+    assert http.post(path, json={"model": "tiny", "stream": stream, **fields}).status_code == 200
+    assert counted() == before + len(SAYS)

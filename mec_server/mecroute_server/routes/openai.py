@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,7 +15,7 @@ from mecroute_server.body import read_json_object
 from mecroute_server.dialects import dialect_of
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
 from mecroute_server.formats import anthropic, responses
-from mecroute_server.generation import Endpoint, Reply, generate, lend
+from mecroute_server.generation import Endpoint, Reply, generate, lend, wants_stream
 from mecroute_server.routes.node import CurrentNode
 from mecroute_server.slot import ModelSlot
 
@@ -38,8 +38,13 @@ def _text_chunks(generation: Generation, reply: Reply) -> AsyncIterator[dict[str
     return shapes.text_chunks(generation, reply.model, shapes.wants_usage(reply.body), reply.id)
 
 
-_CHAT = Endpoint("chatcmpl-", shapes.parse_chat, _chat_whole, _chat_chunks)
-_COMPLETION = Endpoint("cmpl-", shapes.parse_completion, _text_whole, _text_chunks)
+def _streams(body: Mapping[str, Any]) -> bool:
+    shapes.wants_usage(body)  # stream_options are checked whether there is a stream or not
+    return wants_stream(body)
+
+
+_CHAT = Endpoint("chatcmpl-", shapes.parse_chat, _chat_whole, _chat_chunks, wants_stream=_streams)
+_COMPLETION = Endpoint("cmpl-", shapes.parse_completion, _text_whole, _text_chunks, wants_stream=_streams)
 _RESPONSE = Endpoint(
     "resp_", responses.parse_response, responses.response, responses.events, responses.EVENTS
 )
