@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from mecroute.errors import MecrouteError
 from mecroute_server.auth import Authenticator
 from mecroute_server.edge import Edge, answer_error, answer_http_error
+from mecroute_server.keys import KeyFile
 from mecroute_server.node import Node
 from mecroute_server.routes import admin, health, openai
 from mecroute_server.settings import ServerSettings
@@ -25,6 +26,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     Returns:
         An app for one process and one event loop; `app.state.node` is its `Node`.
     """
+    authenticator = _authenticator(settings)
     node = Node(settings)
 
     @asynccontextmanager
@@ -40,9 +42,12 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.state.node = node
     for router in (openai.router, admin.router, health.router):
         app.include_router(router)
-    app.add_middleware(
-        Edge, authenticator=Authenticator(settings.api_keys), metrics=node.metrics, node=settings.node
-    )
+    app.add_middleware(Edge, authenticator=authenticator, metrics=node.metrics, node=settings.node)
     app.add_exception_handler(MecrouteError, answer_error)
     app.add_exception_handler(HTTPException, answer_http_error)
     return app
+
+
+def _authenticator(settings: ServerSettings) -> Authenticator:
+    key_file = KeyFile(settings.keys_file) if settings.keys_file is not None else None
+    return Authenticator(settings.api_keys, key_file)

@@ -66,7 +66,10 @@ class Edge:
 
         client = scope.get("client")
         try:
-            self._authenticator.check(scope["path"], headers, client[0] if client else None)
+            caller = self._authenticator.check(
+                scope["path"], headers, client[0] if client else None, scope["method"]
+            )
+            state["caller"] = caller
             await self._app(scope, receive, send_with_headers)
         except MecrouteError as error:
             await error_response(error)(scope, receive, send_with_headers)

@@ -20,18 +20,6 @@ from mecroute.errors import (
     UsageError,
 )
 
-#: First match wins, so a class stands before its parents. The HTTP status and the code are the class's own.
-_TYPES: tuple[tuple[type[MecrouteError], str], ...] = (
-    (AuthenticationError, "authentication_error"),
-    (ModelNotFoundError, "not_found_error"),
-    (UsageError, "invalid_request_error"),
-    (OverloadedError, "rate_limit_error"),
-    (NodeNotReadyError, "service_unavailable_error"),
-    (TierError, "upstream_error"),
-    (ArtifactError, "model_error"),
-    (RequestRefusedError, "request_refused_error"),
-)
-
 
 class BodyTooLargeError(InvalidRequestError):
     """The request body is larger than the server accepts."""
@@ -45,6 +33,27 @@ class NotLocalError(RequestRefusedError):
 
     status = 403
     code = "forbidden"
+
+
+class MissingScopeError(RequestRefusedError):
+    """The API key is known and may not do this."""
+
+    status = 403
+    code = "missing_scope"
+
+
+#: First match wins, so a class stands before its parents. The HTTP status and the code are the class's own.
+_TYPES: tuple[tuple[type[MecrouteError], str], ...] = (
+    (AuthenticationError, "authentication_error"),
+    (ModelNotFoundError, "not_found_error"),
+    (UsageError, "invalid_request_error"),
+    (OverloadedError, "rate_limit_error"),
+    (MissingScopeError, "permission_error"),
+    (NodeNotReadyError, "service_unavailable_error"),
+    (TierError, "upstream_error"),
+    (ArtifactError, "model_error"),
+    (RequestRefusedError, "request_refused_error"),
+)
 
 
 def error_body(error: MecrouteError) -> dict[str, Any]:

@@ -109,9 +109,9 @@ class NodeServer:
         self._socket = listen(settings)
         host, port = self._socket.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        app = create_app(settings)
-        self.node: Node = app.state.node
         try:
+            app = create_app(settings)
+            self.node: Node = app.state.node
             self.node.deployer.check()
             for path in settings.model_files:
                 read_gguf(path)

@@ -19,6 +19,7 @@ class ServerSettings:
         host: address to listen on; anything but loopback needs an API key.
         port: 0..65535; 0 takes a free port.
         api_keys: keys that are accepted, each non-empty; none leaves the node open to this machine only.
+        keys_file: more keys, with scopes, as `mecroute keys` writes them; they need not exist yet.
         node: the node's name, as clients see it.
         zone: the edge zone it stands in.
         region: the region it stands in; compared with a request's residency.
@@ -44,6 +45,7 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8100
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    keys_file: Path | None = None
     node: str = "node"
     zone: str | None = None
     region: str | None = None
@@ -81,10 +83,10 @@ class ServerSettings:
             raise ConfigError(f"server node must be a printable ASCII name, not {self.node!r}")
         if any(not key.strip() for key in self.api_keys):
             raise ConfigError("a server API key is empty", hint="set a long random key, or none at all")
-        if not self.api_keys and not is_loopback(self.host):
+        if not self.api_keys and self.keys_file is None and not is_loopback(self.host):
             raise ConfigError(
                 f"a server without an API key may listen on this machine only, not on {self.host}",
-                hint="set [server] api_key (MECROUTE_SERVER_API_KEY), or listen on 127.0.0.1",
+                hint="set [server] keys_file or api_key (MECROUTE_SERVER_API_KEY), or listen on 127.0.0.1",
             )
         stems = Counter(served_name(path) for path in self.model_files)
         for stem, count in stems.items():

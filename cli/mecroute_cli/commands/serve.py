@@ -19,6 +19,7 @@ EXAMPLES = examples(
     "mecroute serve --model smollm2.gguf --port 8100 --threads 2",
     "mecroute serve --node mec-1 --parallel 16          models come later, with `mecroute deploy`",
     "MEC_KEY=… mecroute serve --host 0.0.0.0 --api-key-env MEC_KEY",
+    "mecroute serve --host 0.0.0.0 --keys-file keys.json          keys of `mecroute keys create`",
 )
 
 
@@ -51,6 +52,9 @@ def serve(
     api_key_env: Annotated[
         str | None, typer.Option("--api-key-env", metavar="NAME", help="Variable that holds the API key.")
     ] = None,
+    keys_file: Annotated[
+        Path | None, typer.Option("--keys-file", metavar="FILE", help="Keys that `mecroute keys` made.")
+    ] = None,
 ) -> None:
     """Serve models over an OpenAI-compatible API."""
     session = session_of(ctx)
@@ -64,6 +68,7 @@ def serve(
         "node": node,
         "zone": zone,
         "region": region,
+        "keys_file": keys_file,
     }
     settings = settings_from(
         session, given, port=port, files=model or [], refs=ref or [], key_env=api_key_env
@@ -99,6 +104,7 @@ def settings_from(
         host=server.host,
         port=server.port if port is None else port,
         api_keys=tuple(keys),
+        keys_file=server.keys_file,
         node=server.node,
         zone=server.zone,
         region=server.region,
