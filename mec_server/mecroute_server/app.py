@@ -12,6 +12,7 @@ from mecroute.errors import MecrouteError
 from mecroute_server.auth import Authenticator
 from mecroute_server.edge import Edge, answer_error, answer_http_error
 from mecroute_server.keys import KeyFile
+from mecroute_server.limits import RateLimiter
 from mecroute_server.node import Node
 from mecroute_server.routes import admin, health, openai
 from mecroute_server.settings import ServerSettings
@@ -42,7 +43,13 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.state.node = node
     for router in (openai.router, admin.router, health.router):
         app.include_router(router)
-    app.add_middleware(Edge, authenticator=authenticator, metrics=node.metrics, node=settings.node)
+    app.add_middleware(
+        Edge,
+        authenticator=authenticator,
+        metrics=node.metrics,
+        node=settings.node,
+        limiter=RateLimiter(settings.requests_per_minute, settings.output_tokens_per_minute),
+    )
     app.add_exception_handler(MecrouteError, answer_error)
     app.add_exception_handler(HTTPException, answer_http_error)
     return app

@@ -13,12 +13,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mecroute.engines.llama.submitter import submitting
 from mecroute.errors import MecrouteError
 from mecroute_server.auth import Authenticator
 from mecroute_server.errors import error_response, http_error_response
+from mecroute_server.limits import RateLimiter
 from mecroute_server.metrics import Metrics
+from mecroute_server.requester import admit
 
 _log = logging.getLogger(__name__)
+#: Statuses of requests that were understood and not served: who is let in, and how much at a time.
+_REFUSALS = frozenset({401, 403, 429, 503, 504})
 #: A caller's own id goes back to it and into the log, so it must be harmless in both.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
@@ -30,16 +35,24 @@ class Edge:
         app: what answers.
         authenticator: who may ask.
         metrics: where answers are counted; None counts nothing.
+        limiter: the limits of every key; default: none.
         node: the node's name, sent as `x-mecroute-node`.
     """
 
     def __init__(
-        self, app: ASGIApp, *, authenticator: Authenticator, metrics: Metrics | None, node: str
+        self,
+        app: ASGIApp,
+        *,
+        authenticator: Authenticator,
+        metrics: Metrics | None,
+        node: str,
+        limiter: RateLimiter | None = None,
     ) -> None:
         self._app = app
         self._authenticator = authenticator
         self._metrics = metrics
         self._node = node
+        self._limiter = limiter or RateLimiter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; other kinds of scope (lifespan) pass through."""
@@ -70,8 +83,16 @@ class Edge:
                 scope["path"], headers, client[0] if client else None, scope["method"]
             )
             state["caller"] = caller
-            await self._app(scope, receive, send_with_headers)
+            requester = admit(
+                caller, self._limiter, method=scope["method"], path=scope["path"], headers=headers
+            )
+            try:
+                with submitting(requester):
+                    await self._app(scope, receive, send_with_headers)
+            finally:
+                requester.settle()
         except MecrouteError as error:
+            state["refused"] = error.code
             await error_response(error)(scope, receive, send_with_headers)
         except Exception:  # noqa: BLE001 - the edge: the caller gets an answer, the log gets the trace
             _log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
@@ -86,11 +107,14 @@ class Edge:
                 route = getattr(scope.get("route"), "path", "unmatched")
                 seconds = time.perf_counter() - started
                 self._metrics.record_request(route, state.get("model", ""), status or 499, seconds)
+                if status in _REFUSALS and "refused" in state:
+                    self._metrics.record_refused(state["refused"])
 
 
-async def answer_error(_request: Request, error: Exception) -> JSONResponse:
+async def answer_error(request: Request, error: Exception) -> JSONResponse:
     """The exception handler for every `MecrouteError`."""
     assert isinstance(error, MecrouteError)
+    request.state.refused = error.code
     return error_response(error)
 
 

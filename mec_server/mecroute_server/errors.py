@@ -35,6 +35,12 @@ class NotLocalError(RequestRefusedError):
     code = "forbidden"
 
 
+class RateLimitedError(OverloadedError):
+    """The API key has used up what it may ask per minute."""
+
+    code = "rate_limited"
+
+
 class MissingScopeError(RequestRefusedError):
     """The API key is known and may not do this."""
 

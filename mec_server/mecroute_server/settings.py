@@ -20,6 +20,8 @@ class ServerSettings:
         port: 0..65535; 0 takes a free port.
         api_keys: keys that are accepted, each non-empty; none leaves the node open to this machine only.
         keys_file: more keys, with scopes, as `mecroute keys` writes them; they need not exist yet.
+        requests_per_minute: of each key without a limit of its own, >= 1; default: unlimited.
+        output_tokens_per_minute: of each key without a limit of its own, >= 1; default: unlimited.
         node: the node's name, as clients see it.
         zone: the edge zone it stands in.
         region: the region it stands in; compared with a request's residency.
@@ -46,6 +48,8 @@ class ServerSettings:
     port: int = 8100
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     keys_file: Path | None = None
+    requests_per_minute: int | None = None
+    output_tokens_per_minute: int | None = None
     node: str = "node"
     zone: str | None = None
     region: str | None = None
@@ -71,6 +75,8 @@ class ServerSettings:
             ("context", self.context, 64, 1_000_000),
             ("parallel", self.parallel, 1, 256),
             ("gpu_layers", self.gpu_layers, -1, 10_000),
+            ("requests_per_minute", _or_1(self.requests_per_minute), 1, 1 << 40),
+            ("output_tokens_per_minute", _or_1(self.output_tokens_per_minute), 1, 1 << 40),
             ("max_queue", self.max_queue, 0, 100_000),
             ("max_body_bytes", self.max_body_bytes, 1024, 1 << 40),
             ("load_wait_s", self.load_wait_s, 0, 86_400),
@@ -99,6 +105,10 @@ class ServerSettings:
                 parse_ref(ref)
             except ValueError as error:
                 raise ConfigError(f"server models: {error}") from error
+
+
+def _or_1(value: int | None) -> int:
+    return 1 if value is None else value
 
 
 def served_name(path: Path) -> str:

@@ -93,7 +93,11 @@ def list_keys(ctx: typer.Context, file: File = None) -> None:
         session.output.hint("mecroute keys create --name app --scope infer")
 
 
-def revoke(ctx: typer.Context, id: Annotated[str, typer.Argument(metavar="ID")], file: File = None) -> None:
+def revoke(
+    ctx: typer.Context,
+    id: Annotated[str, typer.Argument(metavar="ID", help="As `mecroute keys list` shows it.")],
+    file: File = None,
+) -> None:
     """Take a key out of the file; a running node refuses it at once."""
     session = session_of(ctx)
     key = _file(session, file).revoke(id)

@@ -105,6 +105,8 @@ def settings_from(
         port=server.port if port is None else port,
         api_keys=tuple(keys),
         keys_file=server.keys_file,
+        requests_per_minute=server.requests_per_minute,
+        output_tokens_per_minute=server.output_tokens_per_minute,
         node=server.node,
         zone=server.zone,
         region=server.region,

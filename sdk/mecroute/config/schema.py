@@ -123,6 +123,10 @@ class ServerConfig(_Table):
     max_body_bytes: int = Field(default=8_000_000, ge=1024)
     api_key: SecretStr | None = Field(default=None, description="a key that may do everything")
     keys_file: Path | None = Field(default=None, description="keys with scopes; see `mecroute keys`")
+    requests_per_minute: int | None = Field(default=None, ge=1, description="of a key without its own limit")
+    output_tokens_per_minute: int | None = Field(
+        default=None, ge=1, description="of a key without its own limit"
+    )
 
 
 class StateConfig(_Table):

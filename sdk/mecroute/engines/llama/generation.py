@@ -12,6 +12,7 @@ from typing import Literal
 from uuid import uuid4
 
 from mecroute.engines.llama.sampling import SamplingParams
+from mecroute.engines.llama.submitter import Submitter, current_submitter
 from mecroute.errors import MecrouteError
 
 FinishReason = Literal["stop", "length"]
@@ -31,6 +32,7 @@ class GenerationRequest:
         sampling: how to choose tokens.
         stop: strings that end the answer, and are left out of it.
         id: names the request in logs and errors.
+        submitter: for whom it is made; default: the task's, see `submitting`.
     """
 
     prompt: tuple[int, ...]
@@ -38,6 +40,7 @@ class GenerationRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     id: str = field(default_factory=_new_id)
+    submitter: Submitter = field(default_factory=current_submitter, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,7 @@ class Generation:
 
     __slots__ = (
         "_cancel", "_closed", "_error", "_events", "_loop", "_ready", "_waiter",
-        "cancelled", "max_tokens", "request", "submitted_at",
+        "cancelled", "generated", "max_tokens", "request", "submitted_at",
     )  # fmt: skip
 
     def __init__(
@@ -114,6 +117,8 @@ class Generation:
         self.max_tokens = max_tokens
         self.submitted_at = time.perf_counter()
         self.cancelled = False
+        #: Tokens generated so far, as the engine reported them.
+        self.generated = 0
         self._cancel = cancel
         self._events: deque[GenerationEvent] = deque()
         self._closed = False
@@ -151,6 +156,7 @@ class Generation:
     def push(self, event: GenerationEvent) -> None:
         """Add an event; the reader sees it after `wake`. The one with a finish_reason is the last."""
         self._events.append(event)
+        self.generated += event.tokens
         if event.finish_reason is not None:
             self._closed = True
 

@@ -91,6 +91,11 @@ class Sequence:
         self.next_token = token
         return False
 
+    @property
+    def completed(self) -> int:
+        """Tokens generated so far."""
+        return self._completed
+
     def _usage(self, now: float) -> Usage:
         return Usage(
             prompt_tokens=len(self.prompt),
