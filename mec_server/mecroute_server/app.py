@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from mecroute.errors import MecrouteError
+from mecroute_server.audit import AuditLog
 from mecroute_server.auth import Authenticator
 from mecroute_server.edge import Edge, answer_error, answer_http_error
 from mecroute_server.keys import KeyFile
@@ -29,6 +30,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     """
     authenticator = _authenticator(settings)
     node = Node(settings)
+    audit = AuditLog(settings.audit_log) if settings.audit_log is not None else None
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -37,6 +39,8 @@ def create_app(settings: ServerSettings) -> FastAPI:
             yield
         finally:
             await node.close()
+            if audit is not None:
+                audit.close()
 
     # No documentation pages: FastAPI's load their scripts from a third party's servers.
     app = FastAPI(title="mecroute", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
@@ -49,6 +53,9 @@ def create_app(settings: ServerSettings) -> FastAPI:
         metrics=node.metrics,
         node=settings.node,
         limiter=RateLimiter(settings.requests_per_minute, settings.output_tokens_per_minute),
+        audit=audit,
+        body_timeout_s=settings.body_timeout_s,
+        request_timeout_s=settings.request_timeout_s,
     )
     app.add_exception_handler(MecrouteError, answer_error)
     app.add_exception_handler(HTTPException, answer_http_error)

@@ -79,6 +79,7 @@ class Authenticator:
         if not key.scopes & needed:
             raise MissingScopeError(
                 f"key '{key.id}' has no scope '{min(needed)}', which {method} {path} needs",
+                key=key,
                 hint=f"its scopes: {', '.join(sorted(key.scopes)) or 'none'}; "
                 f"`mecroute keys create --scope {min(needed)}` makes a key that has it",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -15,11 +16,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mecroute.engines.llama.submitter import submitting
 from mecroute.errors import MecrouteError
+from mecroute_server.audit import AuditLog
 from mecroute_server.auth import Authenticator
-from mecroute_server.errors import error_response, http_error_response
+from mecroute_server.errors import (
+    MissingScopeError,
+    RequestTimeoutError,
+    TimeLimitError,
+    error_body,
+    error_response,
+    http_error_response,
+)
+from mecroute_server.keys import ApiKey
 from mecroute_server.limits import RateLimiter
 from mecroute_server.metrics import Metrics
 from mecroute_server.requester import admit
+from mecroute_server.sse import encode_event
 
 _log = logging.getLogger(__name__)
 #: Statuses of requests that were understood and not served: who is let in, and how much at a time.
@@ -36,6 +47,9 @@ class Edge:
         authenticator: who may ask.
         metrics: where answers are counted; None counts nothing.
         limiter: the limits of every key; default: none.
+        audit: where attempts to change the node are recorded; None records nothing.
+        body_timeout_s: from a request's headers to its body's last byte.
+        request_timeout_s: from a request's headers to its answer's last byte.
         node: the node's name, sent as `x-mecroute-node`.
     """
 
@@ -47,12 +61,18 @@ class Edge:
         metrics: Metrics | None,
         node: str,
         limiter: RateLimiter | None = None,
+        audit: AuditLog | None = None,
+        body_timeout_s: float = 60.0,
+        request_timeout_s: float = 600.0,
     ) -> None:
         self._app = app
         self._authenticator = authenticator
         self._metrics = metrics
         self._node = node
         self._limiter = limiter or RateLimiter()
+        self._audit = audit
+        self._body_timeout_s = body_timeout_s
+        self._request_timeout_s = request_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; other kinds of scope (lifespan) pass through."""
@@ -67,12 +87,15 @@ class Edge:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         status = 0
+        streams_events = False
+        caller: ApiKey | None = None
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, streams_events
             if message["type"] == "http.response.start":
                 status = message["status"]
                 answer = MutableHeaders(scope=message)
+                streams_events = answer.get("content-type", "").startswith("text/event-stream")
                 answer["x-request-id"] = request_id
                 answer["x-mecroute-node"] = self._node
             await send(message)
@@ -88,11 +111,25 @@ class Edge:
             )
             try:
                 with submitting(requester):
-                    await self._app(scope, receive, send_with_headers)
+                    async with asyncio.timeout(self._request_timeout_s):
+                        await self._app(scope, self._in_time(receive), send_with_headers)
+            except TimeoutError:
+                too_late = TimeLimitError(
+                    f"the answer took longer than this server's {self._request_timeout_s:g} s",
+                    hint="ask for fewer tokens, or raise [server] request_timeout_s",
+                )
+                if not status:
+                    raise too_late from None
+                if not streams_events:
+                    raise  # uvicorn cuts the connection: an answer that is not whole must not look so
+                event = encode_event(error_body(too_late))
+                await send({"type": "http.response.body", "body": event, "more_body": False})
             finally:
                 requester.settle()
         except MecrouteError as error:
             state["refused"] = error.code
+            if isinstance(error, MissingScopeError):
+                caller = error.key
             await error_response(error)(scope, receive, send_with_headers)
         except Exception:  # noqa: BLE001 - the edge: the caller gets an answer, the log gets the trace
             _log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
@@ -103,12 +140,39 @@ class Edge:
                 )
                 await error_response(failure)(scope, receive, send_with_headers)
         finally:
+            if self._audit is not None and caller is not None:
+                self._audit.record(scope, caller, status=status or 499, code=state.get("refused"))
             if self._metrics is not None:
                 route = getattr(scope.get("route"), "path", "unmatched")
                 seconds = time.perf_counter() - started
                 self._metrics.record_request(route, state.get("model", ""), status or 499, seconds)
                 if status in _REFUSALS and "refused" in state:
                     self._metrics.record_refused(state["refused"])
+
+    def _in_time(self, receive: Receive) -> Receive:
+        """Bound the time that the whole body may take to arrive."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + self._body_timeout_s
+        complete = False
+
+        async def receive_in_time() -> Message:
+            nonlocal complete
+            if complete:  # what comes now is that the caller has left, whenever that is
+                return await receive()
+            try:
+                async with asyncio.timeout_at(ends_at) as limit:
+                    message = await receive()
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                raise RequestTimeoutError(
+                    f"the request body was not complete after {self._body_timeout_s:g} s",
+                    hint="send it faster or in smaller requests, or raise [server] body_timeout_s",
+                ) from None
+            complete = message["type"] != "http.request" or not message.get("more_body", False)
+            return message
+
+        return receive_in_time
 
 
 async def answer_error(request: Request, error: Exception) -> JSONResponse:

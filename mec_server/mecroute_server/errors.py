@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from mecroute.errors import (
     ArtifactError,
     AuthenticationError,
+    DeadlineExceededError,
     InvalidRequestError,
     MecrouteError,
     ModelNotFoundError,
@@ -19,6 +20,7 @@ from mecroute.errors import (
     TierError,
     UsageError,
 )
+from mecroute_server.keys import ApiKey
 
 
 class BodyTooLargeError(InvalidRequestError):
@@ -26,6 +28,19 @@ class BodyTooLargeError(InvalidRequestError):
 
     status = 413
     code = "request_too_large"
+
+
+class RequestTimeoutError(InvalidRequestError):
+    """The request's body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class TimeLimitError(DeadlineExceededError):
+    """Answering took longer than the server allows any request."""
+
+    code = "time_limit_exceeded"
 
 
 class NotLocalError(RequestRefusedError):
@@ -46,6 +61,10 @@ class MissingScopeError(RequestRefusedError):
 
     status = 403
     code = "missing_scope"
+
+    def __init__(self, message: str, *, key: ApiKey, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.key = key
 
 
 #: First match wins, so a class stands before its parents. The HTTP status and the code are the class's own.
@@ -81,6 +100,8 @@ def error_response(error: MecrouteError) -> JSONResponse:
     headers = {}
     if isinstance(error, AuthenticationError):
         headers["www-authenticate"] = "Bearer"
+    if isinstance(error, RequestTimeoutError):
+        headers["connection"] = "close"  # what still comes of the body is not the next request
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is None and isinstance(error, NodeNotReadyError) and error.retryable:
         retry_after_s = 1.0

@@ -18,6 +18,7 @@ import uvicorn
 from mecroute.errors import ConfigError, MecrouteError, NodeNotReadyError, UsageError
 from mecroute_registry.gguf import read_gguf
 from mecroute_server.app import create_app
+from mecroute_server.connections import ConnectionGuard
 from mecroute_server.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -118,8 +119,15 @@ class NodeServer:
         except BaseException:
             self._socket.close()
             raise
+        guard = ConnectionGuard(
+            max_connections=settings.max_connections,
+            header_timeout_s=settings.header_timeout_s,
+            write_timeout_s=settings.write_timeout_s,
+        )
         config = uvicorn.Config(
             app,
+            http=guard.protocol,  # type: ignore[arg-type] # a function that makes one, not the class
+            ws="none",
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -129,7 +137,7 @@ class NodeServer:
             timeout_keep_alive=75,
             timeout_graceful_shutdown=settings.shutdown_grace_s + _LAST_WORDS_S,
         )
-        self._server = _Server(config, self.node)
+        self._server = _Server(config, self.node, guard)
         self._settled = threading.Event()
         self._failure: MecrouteError | None = None
 
@@ -183,11 +191,13 @@ class NodeServer:
     async def _run(self, on_ready: Callable[[NodeServer], None] | None) -> None:
         serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
         watching = asyncio.create_task(self._watch_start(on_ready))
+        guarding = asyncio.create_task(self._server.guard.watch())
         try:
             await serving
         finally:
             watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            guarding.cancel()
+            await asyncio.gather(watching, guarding, return_exceptions=True)
 
     async def _watch_start(self, on_ready: Callable[[NodeServer], None] | None) -> None:
         await self._server.listening.wait()
@@ -205,9 +215,10 @@ class NodeServer:
 class _Server(uvicorn.Server):
     """uvicorn, but a graceful stop is a normal end: its own raises the signal again, for exit status 143."""
 
-    def __init__(self, config: uvicorn.Config, node: Node) -> None:
+    def __init__(self, config: uvicorn.Config, node: Node, guard: ConnectionGuard) -> None:
         super().__init__(config)
         self._node = node
+        self.guard = guard
         self.interrupted = False
         self.listening = asyncio.Event()
 

@@ -37,6 +37,12 @@ class ServerSettings:
         gpu_layers: layers on the GPU; -1 is all of them.
         max_queue: requests that may wait per model, >= 0; the next one gets 429.
         max_body_bytes: the largest request body, >= 1024.
+        audit_log: a file for the admin actions, as JSON lines; its folder must exist; default: none.
+        max_connections: open at once, >= 1; the next one is answered 503 and closed.
+        header_timeout_s: for a request's headers to arrive, > 0.
+        body_timeout_s: for its body, from the end of the headers, > 0.
+        write_timeout_s: how long a client may take nothing of its answer, > 0.
+        request_timeout_s: from a request's headers to its answer's last byte, > 0.
         load_wait_s: how long a request waits for a model that is being loaded, >= 0.
         shutdown_grace_s: how long a stopping node lets requests finish, >= 1.
 
@@ -65,6 +71,12 @@ class ServerSettings:
     gpu_layers: int = 0
     max_queue: int = 64
     max_body_bytes: int = 8_000_000
+    audit_log: Path | None = None
+    max_connections: int = 1024
+    header_timeout_s: float = 15.0
+    body_timeout_s: float = 60.0
+    write_timeout_s: float = 60.0
+    request_timeout_s: float = 600.0
     load_wait_s: float = 60.0
     shutdown_grace_s: int = 15
 
@@ -79,6 +91,11 @@ class ServerSettings:
             ("output_tokens_per_minute", _or_1(self.output_tokens_per_minute), 1, 1 << 40),
             ("max_queue", self.max_queue, 0, 100_000),
             ("max_body_bytes", self.max_body_bytes, 1024, 1 << 40),
+            ("max_connections", self.max_connections, 1, 1_000_000),
+            ("header_timeout_s", self.header_timeout_s, 0.01, 86_400),
+            ("body_timeout_s", self.body_timeout_s, 0.01, 86_400),
+            ("write_timeout_s", self.write_timeout_s, 0.01, 86_400),
+            ("request_timeout_s", self.request_timeout_s, 0.01, 86_400),
             ("load_wait_s", self.load_wait_s, 0, 86_400),
             ("shutdown_grace_s", self.shutdown_grace_s, 1, 86_400),
         )

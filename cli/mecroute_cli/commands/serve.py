@@ -55,6 +55,9 @@ def serve(
     keys_file: Annotated[
         Path | None, typer.Option("--keys-file", metavar="FILE", help="Keys that `mecroute keys` made.")
     ] = None,
+    audit_log: Annotated[
+        Path | None, typer.Option("--audit-log", metavar="FILE", help="Record admin actions there.")
+    ] = None,
 ) -> None:
     """Serve models over an OpenAI-compatible API."""
     session = session_of(ctx)
@@ -69,6 +72,7 @@ def serve(
         "zone": zone,
         "region": region,
         "keys_file": keys_file,
+        "audit_log": audit_log,
     }
     settings = settings_from(
         session, given, port=port, files=model or [], refs=ref or [], key_env=api_key_env
@@ -107,6 +111,12 @@ def settings_from(
         keys_file=server.keys_file,
         requests_per_minute=server.requests_per_minute,
         output_tokens_per_minute=server.output_tokens_per_minute,
+        audit_log=server.audit_log,
+        max_connections=server.max_connections,
+        header_timeout_s=server.header_timeout_s,
+        body_timeout_s=server.body_timeout_s,
+        write_timeout_s=server.write_timeout_s,
+        request_timeout_s=server.request_timeout_s,
         node=server.node,
         zone=server.zone,
         region=server.region,

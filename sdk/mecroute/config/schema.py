@@ -127,6 +127,12 @@ class ServerConfig(_Table):
     output_tokens_per_minute: int | None = Field(
         default=None, ge=1, description="of a key without its own limit"
     )
+    audit_log: Path | None = Field(default=None, description="a file for admin actions, as JSON lines")
+    max_connections: int = Field(default=1024, ge=1, le=1_000_000)
+    header_timeout_s: float = Field(default=15, gt=0, le=86_400, description="for a request's headers")
+    body_timeout_s: float = Field(default=60, gt=0, le=86_400, description="for a request's body")
+    write_timeout_s: float = Field(default=60, gt=0, le=86_400, description="of a client that takes nothing")
+    request_timeout_s: float = Field(default=600, gt=0, le=86_400, description="for a whole answer")
 
 
 class StateConfig(_Table):
