@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from mecroute.errors import MecrouteError
 from mecroute_server.audit import AuditLog
@@ -57,6 +58,15 @@ def create_app(settings: ServerSettings) -> FastAPI:
         body_timeout_s=settings.body_timeout_s,
         request_timeout_s=settings.request_timeout_s,
     )
+    if settings.cors_origins:
+        # Outside of the edge: a browser asks without a key whether it may, and must be told what was refused.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("retry-after", "retry-after-ms", "x-mecroute-node", "x-request-id"),
+        )
     app.add_exception_handler(MecrouteError, answer_error)
     app.add_exception_handler(HTTPException, answer_http_error)
     return app
@@ -64,4 +74,4 @@ def create_app(settings: ServerSettings) -> FastAPI:
 
 def _authenticator(settings: ServerSettings) -> Authenticator:
     key_file = KeyFile(settings.keys_file) if settings.keys_file is not None else None
-    return Authenticator(settings.api_keys, key_file)
+    return Authenticator(settings.api_keys, key_file, origins=settings.cors_origins)

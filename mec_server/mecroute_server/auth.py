@@ -34,16 +34,20 @@ class Authenticator:
     Args:
         api_keys: keys of the settings, which may do everything; only their SHA-256 is kept.
         key_file: more keys, read again when the file changes. Neither: local callers only.
+        origins: web pages of these may use a node without keys, from a browser on this machine.
 
     Raises:
         ConfigError: the file cannot be used.
     """
 
-    def __init__(self, api_keys: Iterable[str], key_file: KeyFile | None = None) -> None:
+    def __init__(
+        self, api_keys: Iterable[str], key_file: KeyFile | None = None, *, origins: Iterable[str] = ()
+    ) -> None:
         self._settled = tuple(
             ApiKey.of_secret(key, id=f"setting-{number}") for number, key in enumerate(api_keys, 1)
         )
         self._file = key_file
+        self._origins = frozenset(origins)
         self._seen: tuple[int, ...] | None = None
         self._by_digest: dict[str, ApiKey] = {key.digest: key for key in self._settled}
         if key_file is not None:
@@ -126,8 +130,7 @@ class Authenticator:
     def _index(self, keys: Iterable[ApiKey]) -> None:
         self._by_digest = {key.digest: key for key in (*keys, *self._settled)}
 
-    @staticmethod
-    def _check_local(headers: Mapping[str, str], client_host: str | None) -> None:
+    def _check_local(self, headers: Mapping[str, str], client_host: str | None) -> None:
         hint = "configure an API key on the server to open it to others"
         if client_host is not None and not is_loopback(client_host):
             raise NotLocalError(f"this server has no API key, so it does not serve {client_host}", hint=hint)
@@ -136,7 +139,7 @@ class Authenticator:
         if host and not is_loopback(host):
             raise NotLocalError(f"this server has no API key, so it is not served as '{host}'", hint=hint)
         origin = headers.get("origin")
-        if origin is not None and not is_loopback(_host_in(origin)):
+        if origin is not None and origin not in self._origins and not is_loopback(_host_in(origin)):
             raise NotLocalError(f"this server has no API key, so pages of {origin} may not use it", hint=hint)
 
 

@@ -109,8 +109,11 @@ class NodeServer:
         self.settings = settings
         self._socket = listen(settings)
         host, port = self._socket.getsockname()[:2]
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "http" if settings.tls is None else "https"
+        self.url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         try:
+            if settings.tls is not None:
+                settings.tls.check()
             app = create_app(settings)
             self.node: Node = app.state.node
             self.node.deployer.check()
@@ -136,6 +139,7 @@ class NodeServer:
             # Longer than clients keep their connections: the one who closes first should be they.
             timeout_keep_alive=75,
             timeout_graceful_shutdown=settings.shutdown_grace_s + _LAST_WORDS_S,
+            **(settings.tls.uvicorn_options() if settings.tls is not None else {}),
         )
         self._server = _Server(config, self.node, guard)
         self._settled = threading.Event()
@@ -227,6 +231,7 @@ class _Server(uvicorn.Server):
         self.listening.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._drain()
         self._node.stop_admitting()
         ending = asyncio.create_task(self._end_answers())
         try:
@@ -234,6 +239,17 @@ class _Server(uvicorn.Server):
         finally:
             ending.cancel()
             await asyncio.gather(ending, return_exceptions=True)
+
+    async def _drain(self) -> None:
+        """Be not ready for a while before taking no more, so that a balancer stops sending first."""
+        if self._node.pool.why_not_ready() is not None:
+            return
+        self._node.drain()
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + self._node.settings.drain_delay_s
+        # A second signal sets only uvicorn's flag, so that is what is looked at.
+        while not self.force_exit and (left_s := ends_at - loop.time()) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(min(0.1, left_s))
 
     async def _end_answers(self) -> None:
         """When the grace period is over, end what still runs with an error that its caller can read."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mecroute.errors import ConfigError
 from mecroute_registry.facts import parse_ref
+from mecroute_server.tls import Tls
+
+_ORIGIN = re.compile(r"https?://[^\s/?#@*]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,10 @@ class ServerSettings:
         max_queue: requests that may wait per model, >= 0; the next one gets 429.
         max_body_bytes: the largest request body, >= 1024.
         audit_log: a file for the admin actions, as JSON lines; its folder must exist; default: none.
+        tls: the files for HTTPS and mTLS; default: plain HTTP.
+        cors_origins: web pages of these origins (`https://app.example`) may use the node; default: none.
+        drain_delay_s: how long a node that is told to stop still takes requests, while `/readyz` says no, so
+            that balancers notice first; >= 0.
         max_connections: open at once, >= 1; the next one is answered 503 and closed.
         header_timeout_s: for a request's headers to arrive, > 0.
         body_timeout_s: for its body, from the end of the headers, > 0.
@@ -72,6 +80,9 @@ class ServerSettings:
     max_queue: int = 64
     max_body_bytes: int = 8_000_000
     audit_log: Path | None = None
+    tls: Tls | None = None
+    cors_origins: tuple[str, ...] = ()
+    drain_delay_s: float = 0.0
     max_connections: int = 1024
     header_timeout_s: float = 15.0
     body_timeout_s: float = 60.0
@@ -91,6 +102,7 @@ class ServerSettings:
             ("output_tokens_per_minute", _or_1(self.output_tokens_per_minute), 1, 1 << 40),
             ("max_queue", self.max_queue, 0, 100_000),
             ("max_body_bytes", self.max_body_bytes, 1024, 1 << 40),
+            ("drain_delay_s", self.drain_delay_s, 0, 3600),
             ("max_connections", self.max_connections, 1, 1_000_000),
             ("header_timeout_s", self.header_timeout_s, 0.01, 86_400),
             ("body_timeout_s", self.body_timeout_s, 0.01, 86_400),
@@ -111,6 +123,12 @@ class ServerSettings:
                 f"a server without an API key may listen on this machine only, not on {self.host}",
                 hint="set [server] keys_file or api_key (MECROUTE_SERVER_API_KEY), or listen on 127.0.0.1",
             )
+        for origin in self.cors_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"'{origin}' is not a web origin",
+                    hint="name each one, as https://app.example or with a port",
+                )
         stems = Counter(served_name(path) for path in self.model_files)
         for stem, count in stems.items():
             if count > 1:
