@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import resource
 import signal
 import socket
 import sys
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from mecroute_server.node import Node
 
 _BACKLOG = 2048
+#: Files that a node opens for other things than connections: models, its registry, its logs, its store.
+_OTHER_FILES = 128
 #: After the grace period, how long ended answers have to tell their callers so before connections are cut.
 _LAST_WORDS_S = 5
 
@@ -123,7 +126,7 @@ class NodeServer:
             self._socket.close()
             raise
         guard = ConnectionGuard(
-            max_connections=settings.max_connections,
+            max_connections=_connection_limit(settings.max_connections),
             header_timeout_s=settings.header_timeout_s,
             write_timeout_s=settings.write_timeout_s,
         )
@@ -273,6 +276,12 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.interrupted = self.interrupted or sig == signal.SIGINT
         super().handle_exit(sig, frame)
+
+
+def _connection_limit(wanted: int) -> int:
+    """As many as wanted, if the process may open so many files: out of files, it could not even refuse."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - _OTHER_FILES))
 
 
 def _say_ready(server: NodeServer) -> None:

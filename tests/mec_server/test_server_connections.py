@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -197,6 +198,16 @@ def test_connections_are_bounded(server: NodeServer) -> None:
         assert refused == MAX_CONNECTIONS * 9
     wait_until(lambda: not server._server.guard.open)  # the silent ones were given up
     assert answers(server)
+
+
+def test_connections_leave_files_for_the_rest(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (600, hard))
+    try:
+        with NodeServer(ServerSettings(port=0, registry_root=tmp_path)) as server:
+            assert server._server.guard.max_connections == 600 - 128
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_plain_answer_has_a_time_limit(server: NodeServer) -> None:

@@ -103,7 +103,7 @@ def test_readiness_goes_first(endless: Path, tmp_path: Path) -> None:
     with (
         server_process(tmp_path, endless, drain_delay_s=2, parallel=2) as (process, url),
         httpx.Client(base_url=url, timeout=60) as http,
-        http.stream("POST", "/v1/completions", json={**ask, "max_tokens": 9000, "stream": True}) as running,
+        http.stream("POST", "/v1/completions", json={**ask, "max_tokens": 3000, "stream": True}) as running,
     ):
         lines = running.iter_lines()
         next(lines)
