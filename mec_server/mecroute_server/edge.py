@@ -109,11 +109,14 @@ class Edge:
             requester = admit(
                 caller, self._limiter, method=scope["method"], path=scope["path"], headers=headers
             )
+            limit = asyncio.timeout(self._request_timeout_s)
             try:
                 with submitting(requester):
-                    async with asyncio.timeout(self._request_timeout_s):
+                    async with limit:
                         await self._app(scope, self._in_time(receive), send_with_headers)
             except TimeoutError:
+                if not limit.expired():
+                    raise  # another one, of something the route waited for
                 too_late = TimeLimitError(
                     f"the answer took longer than this server's {self._request_timeout_s:g} s",
                     hint="ask for fewer tokens, or raise [server] request_timeout_s",
@@ -159,8 +162,9 @@ class Edge:
             nonlocal complete
             if complete:  # what comes now is that the caller has left, whenever that is
                 return await receive()
+            limit = asyncio.timeout_at(ends_at)
             try:
-                async with asyncio.timeout_at(ends_at) as limit:
+                async with limit:
                     message = await receive()
             except TimeoutError:
                 if not limit.expired():
