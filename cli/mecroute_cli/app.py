@@ -15,6 +15,7 @@ from mecroute_cli.commands import (
     deploy,
     dev,
     doctor,
+    keys,
     models,
     nodes,
     pull,
@@ -88,6 +89,7 @@ def build_app() -> typer.Typer:
     add(serve.serve, "serve", RUN, serve.EXAMPLES)
     add(deploy.deploy, "deploy", RUN, deploy.EXAMPLES)
     add_noun(nodes.build(), "nodes", RUN)
+    add_noun(keys.build(), "keys", RUN)
     add(bench.bench, "bench", RUN, bench.EXAMPLES)
     add(chat.chat, "chat", ROUTE, chat.EXAMPLES)
     add(route.route, "route", ROUTE, route.EXAMPLES)

@@ -7,10 +7,14 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from mecroute.errors import MecrouteError
+from mecroute_server.audit import AuditLog
 from mecroute_server.auth import Authenticator
 from mecroute_server.edge import Edge, answer_error, answer_http_error
+from mecroute_server.keys import KeyFile
+from mecroute_server.limits import RateLimiter
 from mecroute_server.node import Node
 from mecroute_server.openapi import describe
 from mecroute_server.routes import admin, anthropic, health, ollama, openai
@@ -26,7 +30,9 @@ def create_app(settings: ServerSettings) -> FastAPI:
     Returns:
         An app for one process and one event loop; `app.state.node` is its `Node`.
     """
+    authenticator = _authenticator(settings)
     node = Node(settings)
+    audit = AuditLog(settings.audit_log) if settings.audit_log is not None else None
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -35,6 +41,8 @@ def create_app(settings: ServerSettings) -> FastAPI:
             yield
         finally:
             await node.close()
+            if audit is not None:
+                audit.close()
 
     # No documentation pages: FastAPI's load their scripts from a third party's servers.
     app = FastAPI(title="mecroute", lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -43,8 +51,29 @@ def create_app(settings: ServerSettings) -> FastAPI:
     for router in (openai.router, anthropic.router, ollama.router, admin.router, health.router):
         app.include_router(router)
     app.add_middleware(
-        Edge, authenticator=Authenticator(settings.api_keys), metrics=node.metrics, node=settings.node
+        Edge,
+        authenticator=authenticator,
+        metrics=node.metrics,
+        node=settings.node,
+        limiter=RateLimiter(settings.requests_per_minute, settings.output_tokens_per_minute),
+        audit=audit,
+        body_timeout_s=settings.body_timeout_s,
+        request_timeout_s=settings.request_timeout_s,
     )
+    if settings.cors_origins:
+        # Outside of the edge: a browser asks without a key whether it may, and must be told what was refused.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("retry-after", "retry-after-ms", "x-mecroute-node", "x-request-id"),
+        )
     app.add_exception_handler(MecrouteError, answer_error)
     app.add_exception_handler(HTTPException, answer_http_error)
     return app
+
+
+def _authenticator(settings: ServerSettings) -> Authenticator:
+    key_file = KeyFile(settings.keys_file) if settings.keys_file is not None else None
+    return Authenticator(settings.api_keys, key_file, origins=settings.cors_origins)

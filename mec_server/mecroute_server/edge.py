@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -13,13 +14,28 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mecroute.engines.llama.submitter import submitting
 from mecroute.errors import MecrouteError
+from mecroute_server.audit import AuditLog
 from mecroute_server.auth import Authenticator
-from mecroute_server.dialects import dialect_of
-from mecroute_server.errors import error_response, http_error_response
+from mecroute_server.dialects import dialect_of, error_in
+from mecroute_server.errors import (
+    MissingScopeError,
+    RequestTimeoutError,
+    TimeLimitError,
+    error_body,
+    error_response,
+    http_error_response,
+)
+from mecroute_server.framing import encode_event, encode_named_event
+from mecroute_server.keys import ApiKey
+from mecroute_server.limits import RateLimiter
 from mecroute_server.metrics import Metrics
+from mecroute_server.requester import admit
 
 _log = logging.getLogger(__name__)
+#: Statuses of requests that were understood and not served: who is let in, and how much at a time.
+_REFUSALS = frozenset({401, 403, 429, 503, 504})
 #: A caller's own id goes back to it and into the log, so it must be harmless in both.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
@@ -31,16 +47,33 @@ class Edge:
         app: what answers.
         authenticator: who may ask.
         metrics: where answers are counted; None counts nothing.
+        limiter: the limits of every key; default: none.
+        audit: where attempts to change the node are recorded; None records nothing.
+        body_timeout_s: from a request's headers to its body's last byte.
+        request_timeout_s: from a request's headers to its answer's last byte.
         node: the node's name, sent as `x-mecroute-node`.
     """
 
     def __init__(
-        self, app: ASGIApp, *, authenticator: Authenticator, metrics: Metrics | None, node: str
+        self,
+        app: ASGIApp,
+        *,
+        authenticator: Authenticator,
+        metrics: Metrics | None,
+        node: str,
+        limiter: RateLimiter | None = None,
+        audit: AuditLog | None = None,
+        body_timeout_s: float = 60.0,
+        request_timeout_s: float = 600.0,
     ) -> None:
         self._app = app
         self._authenticator = authenticator
         self._metrics = metrics
         self._node = node
+        self._limiter = limiter or RateLimiter()
+        self._audit = audit
+        self._body_timeout_s = body_timeout_s
+        self._request_timeout_s = request_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; other kinds of scope (lifespan) pass through."""
@@ -56,21 +89,53 @@ class Edge:
         state["request_id"] = request_id
         dialect = dialect_of(scope["path"], headers)
         status = 0
+        streams_events = False
+        caller: ApiKey | None = None
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, streams_events
             if message["type"] == "http.response.start":
                 status = message["status"]
                 answer = MutableHeaders(scope=message)
+                streams_events = answer.get("content-type", "").startswith("text/event-stream")
                 answer["x-request-id"] = request_id
                 answer["x-mecroute-node"] = self._node
             await send(message)
 
         client = scope.get("client")
         try:
-            self._authenticator.check(scope["path"], headers, client[0] if client else None)
-            await self._app(scope, receive, send_with_headers)
+            caller = self._authenticator.check(
+                scope["path"], headers, client[0] if client else None, scope["method"]
+            )
+            state["caller"] = caller
+            requester = admit(
+                caller, self._limiter, method=scope["method"], path=scope["path"], headers=headers
+            )
+            limit = asyncio.timeout(self._request_timeout_s)
+            try:
+                with submitting(requester):
+                    async with limit:
+                        await self._app(scope, self._in_time(receive), send_with_headers)
+            except TimeoutError:
+                if not limit.expired():
+                    raise  # another one, of something the route waited for
+                too_late = TimeLimitError(
+                    f"the answer took longer than this server's {self._request_timeout_s:g} s",
+                    hint="ask for fewer tokens, or raise [server] request_timeout_s",
+                )
+                if not status:
+                    raise too_late from None
+                if not streams_events:
+                    raise  # uvicorn cuts the connection: an answer that is not whole must not look so
+                told = error_in(dialect, error_body(too_late), too_late.status)
+                event = encode_named_event(told) if dialect == "anthropic" else encode_event(told)
+                await send({"type": "http.response.body", "body": event, "more_body": False})
+            finally:
+                requester.settle()
         except MecrouteError as error:
+            state["refused"] = error.code
+            if isinstance(error, MissingScopeError):
+                caller = error.key
             await error_response(error, dialect)(scope, receive, send_with_headers)
         except Exception:  # noqa: BLE001 - the edge: the caller gets an answer, the log gets the trace
             _log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
@@ -81,15 +146,46 @@ class Edge:
                 )
                 await error_response(failure, dialect)(scope, receive, send_with_headers)
         finally:
+            if self._audit is not None and caller is not None:
+                self._audit.record(scope, caller, status=status or 499, code=state.get("refused"))
             if self._metrics is not None:
                 route = getattr(scope.get("route"), "path", "unmatched")
                 seconds = time.perf_counter() - started
                 self._metrics.record_request(route, state.get("model", ""), status or 499, seconds)
+                if status in _REFUSALS and "refused" in state:
+                    self._metrics.record_refused(state["refused"])
+
+    def _in_time(self, receive: Receive) -> Receive:
+        """Bound the time that the whole body may take to arrive."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + self._body_timeout_s
+        complete = False
+
+        async def receive_in_time() -> Message:
+            nonlocal complete
+            if complete:  # what comes now is that the caller has left, whenever that is
+                return await receive()
+            limit = asyncio.timeout_at(ends_at)
+            try:
+                async with limit:
+                    message = await receive()
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                raise RequestTimeoutError(
+                    f"the request body was not complete after {self._body_timeout_s:g} s",
+                    hint="send it faster or in smaller requests, or raise [server] body_timeout_s",
+                ) from None
+            complete = message["type"] != "http.request" or not message.get("more_body", False)
+            return message
+
+        return receive_in_time
 
 
 async def answer_error(request: Request, error: Exception) -> JSONResponse:
     """The exception handler for every `MecrouteError`."""
     assert isinstance(error, MecrouteError)
+    request.state.refused = error.code
     return error_response(error, dialect_of(request.url.path, request.headers))
 
 

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from mecroute.errors import (
     ArtifactError,
     AuthenticationError,
+    DeadlineExceededError,
     InvalidRequestError,
     MecrouteError,
     ModelNotFoundError,
@@ -20,18 +21,7 @@ from mecroute.errors import (
     UsageError,
 )
 from mecroute_server.dialects import Dialect, error_in
-
-#: First match wins, so a class stands before its parents. The HTTP status and the code are the class's own.
-_TYPES: tuple[tuple[type[MecrouteError], str], ...] = (
-    (AuthenticationError, "authentication_error"),
-    (ModelNotFoundError, "not_found_error"),
-    (UsageError, "invalid_request_error"),
-    (OverloadedError, "rate_limit_error"),
-    (NodeNotReadyError, "service_unavailable_error"),
-    (TierError, "upstream_error"),
-    (ArtifactError, "model_error"),
-    (RequestRefusedError, "request_refused_error"),
-)
+from mecroute_server.keys import ApiKey
 
 
 class BodyTooLargeError(InvalidRequestError):
@@ -41,11 +31,55 @@ class BodyTooLargeError(InvalidRequestError):
     code = "request_too_large"
 
 
+class RequestTimeoutError(InvalidRequestError):
+    """The request's body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class TimeLimitError(DeadlineExceededError):
+    """Answering took longer than the server allows any request."""
+
+    code = "time_limit_exceeded"
+
+
 class NotLocalError(RequestRefusedError):
     """A node without an API key was asked from another machine, or by a page of another origin."""
 
     status = 403
     code = "forbidden"
+
+
+class RateLimitedError(OverloadedError):
+    """The API key has used up what it may ask per minute."""
+
+    code = "rate_limited"
+
+
+class MissingScopeError(RequestRefusedError):
+    """The API key is known and may not do this."""
+
+    status = 403
+    code = "missing_scope"
+
+    def __init__(self, message: str, *, key: ApiKey, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.key = key
+
+
+#: First match wins, so a class stands before its parents. The HTTP status and the code are the class's own.
+_TYPES: tuple[tuple[type[MecrouteError], str], ...] = (
+    (AuthenticationError, "authentication_error"),
+    (ModelNotFoundError, "not_found_error"),
+    (UsageError, "invalid_request_error"),
+    (OverloadedError, "rate_limit_error"),
+    (MissingScopeError, "permission_error"),
+    (NodeNotReadyError, "service_unavailable_error"),
+    (TierError, "upstream_error"),
+    (ArtifactError, "model_error"),
+    (RequestRefusedError, "request_refused_error"),
+)
 
 
 def error_body(error: MecrouteError) -> dict[str, Any]:
@@ -67,6 +101,8 @@ def error_response(error: MecrouteError, dialect: Dialect = "openai") -> JSONRes
     headers = {}
     if isinstance(error, AuthenticationError):
         headers["www-authenticate"] = "Bearer"
+    if isinstance(error, RequestTimeoutError):
+        headers["connection"] = "close"  # what still comes of the body is not the next request
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is None and isinstance(error, NodeNotReadyError) and error.retryable:
         retry_after_s = 1.0

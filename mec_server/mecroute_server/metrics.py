@@ -69,6 +69,12 @@ class Metrics:
         self._cancelled = Counter(
             "mecroute_cancelled_requests", "Requests whose caller left", ("model",), registry=registry
         )
+        self._refused = Counter(
+            "mecroute_refused_requests",
+            "Requests refused, by the error's code",
+            ("reason",),
+            registry=registry,
+        )
         registry.register(_PoolCollector(pool))
 
     def record_request(self, route: str, model: str, status: int, seconds: float) -> None:
@@ -92,6 +98,10 @@ class Metrics:
     def record_cancelled(self, model: str) -> None:
         """Count a request whose caller left before its answer was complete."""
         self._cancelled.labels(model).inc()
+
+    def record_refused(self, reason: str) -> None:
+        """Count a request that was not served; `reason` is an error's code."""
+        self._refused.labels(reason).inc()
 
     def render(self) -> bytes:
         """The metrics in Prometheus' text format."""

@@ -57,6 +57,10 @@ class Node:
                 if slot.error is not None:
                     raise slot.error
 
+    def drain(self) -> None:
+        """Say from now on that this node is not ready; it still takes what comes."""
+        self.pool.draining = True
+
     def stop_admitting(self) -> None:
         """Refuse new requests and deployments from now on; what runs may finish."""
         self.pool.refuse()

@@ -49,6 +49,8 @@ class EnginePool:
         self._waiting = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.closing = False
+        #: About to close: still taking requests, and saying that it is not ready.
+        self.draining = False
 
     # What is there
 
@@ -79,7 +81,7 @@ class EnginePool:
 
     def why_not_ready(self) -> str | None:
         """Why no model can serve now; None when one can."""
-        if self.closing:
+        if self.closing or self.draining:
             return "the server is stopping"
         if self.ready():
             return None

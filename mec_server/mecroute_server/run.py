@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import resource
 import signal
 import socket
 import sys
@@ -18,12 +19,15 @@ import uvicorn
 from mecroute.errors import ConfigError, MecrouteError, NodeNotReadyError, UsageError
 from mecroute_registry.gguf import read_gguf
 from mecroute_server.app import create_app
+from mecroute_server.connections import ConnectionGuard
 from mecroute_server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from mecroute_server.node import Node
 
 _BACKLOG = 2048
+#: Files that a node opens for other things than connections: models, its registry, its logs, its store.
+_OTHER_FILES = 128
 #: After the grace period, how long ended answers have to tell their callers so before connections are cut.
 _LAST_WORDS_S = 5
 
@@ -108,18 +112,28 @@ class NodeServer:
         self.settings = settings
         self._socket = listen(settings)
         host, port = self._socket.getsockname()[:2]
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        app = create_app(settings)
-        self.node: Node = app.state.node
+        scheme = "http" if settings.tls is None else "https"
+        self.url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         try:
+            if settings.tls is not None:
+                settings.tls.check()
+            app = create_app(settings)
+            self.node: Node = app.state.node
             self.node.deployer.check()
             for path in settings.model_files:
                 read_gguf(path)
         except BaseException:
             self._socket.close()
             raise
+        guard = ConnectionGuard(
+            max_connections=_connection_limit(settings.max_connections),
+            header_timeout_s=settings.header_timeout_s,
+            write_timeout_s=settings.write_timeout_s,
+        )
         config = uvicorn.Config(
             app,
+            http=guard.protocol,  # type: ignore[arg-type] # a function that makes one, not the class
+            ws="none",
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -128,8 +142,9 @@ class NodeServer:
             # Longer than clients keep their connections: the one who closes first should be they.
             timeout_keep_alive=75,
             timeout_graceful_shutdown=settings.shutdown_grace_s + _LAST_WORDS_S,
+            **(settings.tls.uvicorn_options() if settings.tls is not None else {}),
         )
-        self._server = _Server(config, self.node)
+        self._server = _Server(config, self.node, guard)
         self._settled = threading.Event()
         self._failure: MecrouteError | None = None
 
@@ -183,11 +198,13 @@ class NodeServer:
     async def _run(self, on_ready: Callable[[NodeServer], None] | None) -> None:
         serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
         watching = asyncio.create_task(self._watch_start(on_ready))
+        guarding = asyncio.create_task(self._server.guard.watch())
         try:
             await serving
         finally:
             watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            guarding.cancel()
+            await asyncio.gather(watching, guarding, return_exceptions=True)
 
     async def _watch_start(self, on_ready: Callable[[NodeServer], None] | None) -> None:
         await self._server.listening.wait()
@@ -205,9 +222,10 @@ class NodeServer:
 class _Server(uvicorn.Server):
     """uvicorn, but a graceful stop is a normal end: its own raises the signal again, for exit status 143."""
 
-    def __init__(self, config: uvicorn.Config, node: Node) -> None:
+    def __init__(self, config: uvicorn.Config, node: Node, guard: ConnectionGuard) -> None:
         super().__init__(config)
         self._node = node
+        self.guard = guard
         self.interrupted = False
         self.listening = asyncio.Event()
 
@@ -216,6 +234,7 @@ class _Server(uvicorn.Server):
         self.listening.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._drain()
         self._node.stop_admitting()
         ending = asyncio.create_task(self._end_answers())
         try:
@@ -223,6 +242,17 @@ class _Server(uvicorn.Server):
         finally:
             ending.cancel()
             await asyncio.gather(ending, return_exceptions=True)
+
+    async def _drain(self) -> None:
+        """Be not ready for a while before taking no more, so that a balancer stops sending first."""
+        if self._node.pool.why_not_ready() is not None:
+            return
+        self._node.drain()
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + self._node.settings.drain_delay_s
+        # A second signal sets only uvicorn's flag, so that is what is looked at.
+        while not self.force_exit and (left_s := ends_at - loop.time()) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(min(0.1, left_s))
 
     async def _end_answers(self) -> None:
         """When the grace period is over, end what still runs with an error that its caller can read."""
@@ -246,6 +276,12 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.interrupted = self.interrupted or sig == signal.SIGINT
         super().handle_exit(sig, frame)
+
+
+def _connection_limit(wanted: int) -> int:
+    """As many as wanted, if the process may open so many files: out of files, it could not even refuse."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - _OTHER_FILES))
 
 
 def _say_ready(server: NodeServer) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mecroute.errors import ConfigError
 from mecroute_registry.facts import parse_ref
+from mecroute_server.tls import Tls
+
+_ORIGIN = re.compile(r"https?://[^\s/?#@*]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +23,9 @@ class ServerSettings:
         host: address to listen on; anything but loopback needs an API key.
         port: 0..65535; 0 takes a free port.
         api_keys: keys that are accepted, each non-empty; none leaves the node open to this machine only.
+        keys_file: more keys, with scopes, as `mecroute keys` writes them; they need not exist yet.
+        requests_per_minute: of each key without a limit of its own, >= 1; default: unlimited.
+        output_tokens_per_minute: of each key without a limit of its own, >= 1; default: unlimited.
         node: the node's name, as clients see it.
         zone: the edge zone it stands in.
         region: the region it stands in; compared with a request's residency.
@@ -34,6 +41,16 @@ class ServerSettings:
         gpu_layers: layers on the GPU; -1 is all of them.
         max_queue: requests that may wait per model, >= 0; the next one gets 429.
         max_body_bytes: the largest request body, >= 1024.
+        audit_log: a file for the admin actions, as JSON lines; its folder must exist; default: none.
+        tls: the files for HTTPS and mTLS; default: plain HTTP.
+        cors_origins: web pages of these origins (`https://app.example`) may use the node; default: none.
+        drain_delay_s: how long a node that is told to stop still takes requests, while `/readyz` says no, so
+            that balancers notice first; >= 0.
+        max_connections: open at once, >= 1; the next one is answered 503 and closed.
+        header_timeout_s: for a request's headers to arrive, > 0.
+        body_timeout_s: for its body, from the end of the headers, > 0.
+        write_timeout_s: how long a client may take nothing of its answer, > 0.
+        request_timeout_s: from a request's headers to its answer's last byte, > 0.
         load_wait_s: how long a request waits for a model that is being loaded, >= 0.
         shutdown_grace_s: how long a stopping node lets requests finish, >= 1.
 
@@ -44,6 +61,9 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8100
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    keys_file: Path | None = None
+    requests_per_minute: int | None = None
+    output_tokens_per_minute: int | None = None
     node: str = "node"
     zone: str | None = None
     region: str | None = None
@@ -59,6 +79,15 @@ class ServerSettings:
     gpu_layers: int = 0
     max_queue: int = 64
     max_body_bytes: int = 8_000_000
+    audit_log: Path | None = None
+    tls: Tls | None = None
+    cors_origins: tuple[str, ...] = ()
+    drain_delay_s: float = 0.0
+    max_connections: int = 1024
+    header_timeout_s: float = 15.0
+    body_timeout_s: float = 60.0
+    write_timeout_s: float = 60.0
+    request_timeout_s: float = 600.0
     load_wait_s: float = 60.0
     shutdown_grace_s: int = 15
 
@@ -69,8 +98,16 @@ class ServerSettings:
             ("context", self.context, 64, 1_000_000),
             ("parallel", self.parallel, 1, 256),
             ("gpu_layers", self.gpu_layers, -1, 10_000),
+            ("requests_per_minute", _or_1(self.requests_per_minute), 1, 1 << 40),
+            ("output_tokens_per_minute", _or_1(self.output_tokens_per_minute), 1, 1 << 40),
             ("max_queue", self.max_queue, 0, 100_000),
             ("max_body_bytes", self.max_body_bytes, 1024, 1 << 40),
+            ("drain_delay_s", self.drain_delay_s, 0, 3600),
+            ("max_connections", self.max_connections, 1, 1_000_000),
+            ("header_timeout_s", self.header_timeout_s, 0.01, 86_400),
+            ("body_timeout_s", self.body_timeout_s, 0.01, 86_400),
+            ("write_timeout_s", self.write_timeout_s, 0.01, 86_400),
+            ("request_timeout_s", self.request_timeout_s, 0.01, 86_400),
             ("load_wait_s", self.load_wait_s, 0, 86_400),
             ("shutdown_grace_s", self.shutdown_grace_s, 1, 86_400),
         )
@@ -81,11 +118,17 @@ class ServerSettings:
             raise ConfigError(f"server node must be a printable ASCII name, not {self.node!r}")
         if any(not key.strip() for key in self.api_keys):
             raise ConfigError("a server API key is empty", hint="set a long random key, or none at all")
-        if not self.api_keys and not is_loopback(self.host):
+        if not self.api_keys and self.keys_file is None and not is_loopback(self.host):
             raise ConfigError(
                 f"a server without an API key may listen on this machine only, not on {self.host}",
-                hint="set [server] api_key (MECROUTE_SERVER_API_KEY), or listen on 127.0.0.1",
+                hint="set [server] keys_file or api_key (MECROUTE_SERVER_API_KEY), or listen on 127.0.0.1",
             )
+        for origin in self.cors_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"'{origin}' is not a web origin",
+                    hint="name each one, as https://app.example or with a port",
+                )
         stems = Counter(served_name(path) for path in self.model_files)
         for stem, count in stems.items():
             if count > 1:
@@ -97,6 +140,10 @@ class ServerSettings:
                 parse_ref(ref)
             except ValueError as error:
                 raise ConfigError(f"server models: {error}") from error
+
+
+def _or_1(value: int | None) -> int:
+    return 1 if value is None else value
 
 
 def served_name(path: Path) -> str:

@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -33,7 +35,9 @@ serve(ServerSettings(**given))
 
 
 @contextmanager
-def server_process(tmp_path: Path, *models: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def server_process(
+    tmp_path: Path, *models: Path, **more: object
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`serve` in a process of its own, with its URL."""
     settings = {
         "port": 0,
@@ -42,6 +46,7 @@ def server_process(tmp_path: Path, *models: Path) -> Iterator[tuple[subprocess.P
         "context": 32768,
         "parallel": 1,
         "threads": 1,
+        **more,
     }
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, json.dumps(settings)],
@@ -91,6 +96,54 @@ def test_a_signal_lets_running_answers_finish(
         assert process.returncode == (code if code == 0 else -signal.SIGINT)
         assert out == ""
         assert ("KeyboardInterrupt" in err) == (code == 130)
+
+
+def test_readiness_goes_first(endless: Path, tmp_path: Path) -> None:
+    ask: dict[str, Any] = {"model": "endless", "prompt": "x", "temperature": 0}
+    with (
+        server_process(tmp_path, endless, drain_delay_s=2, parallel=2) as (process, url),
+        httpx.Client(base_url=url, timeout=60) as http,
+        http.stream("POST", "/v1/completions", json={**ask, "max_tokens": 3000, "stream": True}) as running,
+    ):
+        lines = running.iter_lines()
+        next(lines)
+        assert httpx.get(f"{url}/readyz").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        while (answer := httpx.get(f"{url}/readyz")).status_code == 200:
+            time.sleep(0.01)
+        assert answer.json() == {
+            "status": "not_ready",
+            "reason": "the server is stopping",
+            "models": ["endless"],
+        }
+        # A balancer that has not noticed yet may still send: on a connection of its own, and it is answered.
+        late = httpx.post(f"{url}/v1/completions", json={**ask, "max_tokens": 3})
+        assert late.status_code == 200
+        while True:
+            try:
+                httpx.get(f"{url}/healthz")
+            except httpx.TransportError:
+                break
+            time.sleep(0.05)
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+
+
+def test_work_that_comes_while_answers_finish_is_refused(endless: Path, tmp_path: Path) -> None:
+    ask: dict[str, Any] = {"model": "endless", "prompt": "x", "temperature": 0}
+    settings = ServerSettings(
+        port=0, registry_root=tmp_path, model_files=(endless,), context=32768, parallel=2, threads=1
+    )
+    with running_node(settings) as server:
+        slot = server.node.pool.find("endless")
+        server.node.stop_admitting()
+        refused = httpx.post(f"{server.url}/v1/completions", json={**ask, "max_tokens": 3})
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "node_not_ready"
+        assert "stopping" in refused.json()["error"]["message"]
+        assert slot.loaded is not None
+        assert slot.loaded.engine.stats().running == 0
 
 
 def test_a_stop_that_takes_too_long_ends_answers(endless: Path, tmp_path: Path) -> None:

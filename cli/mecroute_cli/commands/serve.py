@@ -19,6 +19,8 @@ EXAMPLES = examples(
     "mecroute serve --model smollm2.gguf --port 8100 --threads 2",
     "mecroute serve --node mec-1 --parallel 16          models come later, with `mecroute deploy`",
     "MEC_KEY=… mecroute serve --host 0.0.0.0 --api-key-env MEC_KEY",
+    "mecroute serve --tls-cert node.pem --tls-key node.key --tls-client-ca clients.pem",
+    "mecroute serve --host 0.0.0.0 --keys-file keys.json          keys of `mecroute keys create`",
 )
 
 
@@ -51,6 +53,27 @@ def serve(
     api_key_env: Annotated[
         str | None, typer.Option("--api-key-env", metavar="NAME", help="Variable that holds the API key.")
     ] = None,
+    keys_file: Annotated[
+        Path | None, typer.Option("--keys-file", metavar="FILE", help="Keys that `mecroute keys` made.")
+    ] = None,
+    audit_log: Annotated[
+        Path | None, typer.Option("--audit-log", metavar="FILE", help="Record admin actions there.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", metavar="FILE", help="PEM certificate: serve HTTPS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Its PEM key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option("--tls-client-ca", metavar="FILE", help="Clients must show its certificates (mTLS)."),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option("--cors-origin", metavar="URL", help="Web pages of it may ask; several times."),
+    ] = None,
+    drain_delay_s: Annotated[
+        float | None, typer.Option("--drain-delay-s", min=0, help="Not ready for so long before it stops.")
+    ] = None,
 ) -> None:
     """Serve models over an OpenAI-compatible API."""
     session = session_of(ctx)
@@ -64,6 +87,13 @@ def serve(
         "node": node,
         "zone": zone,
         "region": region,
+        "keys_file": keys_file,
+        "audit_log": audit_log,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "tls_client_ca": tls_client_ca,
+        "cors_origins": cors_origin or None,
+        "drain_delay_s": drain_delay_s,
     }
     settings = settings_from(
         session, given, port=port, files=model or [], refs=ref or [], key_env=api_key_env
@@ -83,6 +113,7 @@ def settings_from(
     """The server's settings: `[server]` with the flags on top, and its store and registry."""
     from mecroute.errors import ConfigError
     from mecroute_server import ServerSettings
+    from mecroute_server.tls import Tls
 
     overrides = {f"server__{name}": value for name, value in given.items()}
     if port:  # 0 means "a free one", which a configuration file cannot ask for
@@ -95,10 +126,26 @@ def settings_from(
         if not key:
             raise ConfigError(f"--api-key-env: the variable {key_env} is not set", hint=f"export {key_env}=…")
         keys = [key]
+    tls = None
+    if server.tls_cert is not None and server.tls_key is not None:
+        tls = Tls(server.tls_cert, server.tls_key, server.tls_client_ca)
     return ServerSettings(
         host=server.host,
         port=server.port if port is None else port,
         api_keys=tuple(keys),
+        keys_file=server.keys_file,
+        requests_per_minute=server.requests_per_minute,
+        output_tokens_per_minute=server.output_tokens_per_minute,
+        audit_log=server.audit_log,
+        tls=tls,
+        cors_origins=server.cors_origins,
+        drain_delay_s=server.drain_delay_s,
+        shutdown_grace_s=server.shutdown_grace_s,
+        max_connections=server.max_connections,
+        header_timeout_s=server.header_timeout_s,
+        body_timeout_s=server.body_timeout_s,
+        write_timeout_s=server.write_timeout_s,
+        request_timeout_s=server.request_timeout_s,
         node=server.node,
         zone=server.zone,
         region=server.region,

@@ -45,6 +45,7 @@ async def deploy(request: Request, node: CurrentNode) -> JSONResponse:
         )
     if digest is not None and not re.fullmatch(DIGEST_PATTERN, digest):
         raise InvalidRequestError(f"'{digest}' is not a digest: expected sha256:<64 hex digits>")
+    request.state.audit_target = ref
     slot = await node.deployer.deploy(ref, digest)
     return JSONResponse(describe_model(slot), status_code=202)
 

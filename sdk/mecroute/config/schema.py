@@ -121,7 +121,39 @@ class ServerConfig(_Table):
     gpu_layers: int = Field(default=0, ge=-1)
     max_queue: int = Field(default=64, ge=0, le=100_000)
     max_body_bytes: int = Field(default=8_000_000, ge=1024)
-    api_key: SecretStr | None = None
+    api_key: SecretStr | None = Field(default=None, description="a key that may do everything")
+    keys_file: Path | None = Field(default=None, description="keys with scopes; see `mecroute keys`")
+    requests_per_minute: int | None = Field(default=None, ge=1, description="of a key without its own limit")
+    output_tokens_per_minute: int | None = Field(
+        default=None, ge=1, description="of a key without its own limit"
+    )
+    audit_log: Path | None = Field(default=None, description="a file for admin actions, as JSON lines")
+    tls_cert: Path | None = Field(default=None, description="PEM certificate (chain); makes it HTTPS")
+    tls_key: Path | None = Field(default=None, description="its PEM key")
+    tls_client_ca: Path | None = Field(default=None, description="clients must show its certificates (mTLS)")
+    cors_origins: tuple[str, ...] = Field(default=(), description="web origins that may use the node")
+    drain_delay_s: float = Field(
+        default=0, ge=0, le=3600, description="from not ready to taking no more, when it is told to stop"
+    )
+    shutdown_grace_s: int = Field(default=15, ge=1, le=86_400, description="for running answers to finish")
+    max_connections: int = Field(default=1024, ge=1, le=1_000_000)
+    header_timeout_s: float = Field(default=15, gt=0, le=86_400, description="for a request's headers")
+    body_timeout_s: float = Field(default=60, gt=0, le=86_400, description="for a request's body")
+    write_timeout_s: float = Field(default=60, gt=0, le=86_400, description="of a client that takes nothing")
+    request_timeout_s: float = Field(default=600, gt=0, le=86_400, description="for a whole answer")
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins_of_a_variable(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        return self
 
 
 class StateConfig(_Table):

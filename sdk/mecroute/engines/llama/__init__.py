@@ -13,6 +13,7 @@ from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.native import supports_gpu, system_info
 from mecroute.engines.llama.sampling import GREEDY, SamplingParams
 from mecroute.engines.llama.scheduler import EngineStats
+from mecroute.engines.llama.submitter import Submitter, submitting
 
 __all__ = [
     "GREEDY",
@@ -25,7 +26,9 @@ __all__ = [
     "LlamaEngine",
     "LlamaModel",
     "SamplingParams",
+    "Submitter",
     "Usage",
+    "submitting",
     "supports_gpu",
     "system_info",
 ]

@@ -14,6 +14,7 @@ from uuid import uuid4
 from mecroute.engines.llama.grammar import Constraint
 from mecroute.engines.llama.logprobs import TokenLogprob
 from mecroute.engines.llama.sampling import SamplingParams
+from mecroute.engines.llama.submitter import Submitter, current_submitter
 from mecroute.errors import MecrouteError
 
 FinishReason = Literal["stop", "length"]
@@ -38,6 +39,7 @@ class GenerationRequest:
         functions: names of functions; the answer may be calls of these, for its reader to find.
         n: ≥ 1; answers to generate, each with the next seed. They share the prompt's KV cells.
         id: names the request in logs and errors.
+        submitter: for whom it is made; default: the task's, see `submitting`.
     """
 
     prompt: tuple[int, ...]
@@ -49,6 +51,7 @@ class GenerationRequest:
     functions: tuple[str, ...] = ()
     n: int = 1
     id: str = field(default_factory=_new_id)
+    submitter: Submitter = field(default_factory=current_submitter, compare=False, repr=False)
 
     def choice(self, index: int) -> GenerationRequest:
         """The request for one of its `n` answers."""
@@ -141,7 +144,8 @@ class Generation:
 
     __slots__ = (
         "_cancel", "_closed", "_error", "_events", "_index", "_loop", "_reader", "_ready", "_unfinished",
-        "_usages", "_waiter", "branches", "cancelled", "followers", "max_tokens", "request", "submitted_at",
+        "_usages", "_waiter", "branches", "cancelled", "followers", "generated", "max_tokens", "request",
+        "submitted_at",
     )  # fmt: skip
 
     def __init__(
@@ -159,6 +163,8 @@ class Generation:
         self.submitted_at = time.perf_counter()
         self.cancelled = False
         self._usages: list[Usage] = []
+        #: Tokens generated so far for all of its answers, as the engine reported them.
+        self.generated = 0
         self._cancel = cancel
         self._events: deque[GenerationEvent] = deque()
         self._closed = False
@@ -222,6 +228,7 @@ class Generation:
         if reader is not self:
             event = replace(event, index=self._index)
         reader._events.append(event)
+        reader.generated += event.tokens
         if event.finish_reason is not None:
             self._closed = True
             reader._unfinished -= 1

@@ -5,19 +5,22 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from itertools import takewhile
 
+from mecroute.engines.llama.admission import AnswerLength, Rates, Work, check_deadline
 from mecroute.engines.llama.context import DecodeContext
 from mecroute.engines.llama.generation import Generation, GenerationRequest, wake
 from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.logprobs import token_logprob
 from mecroute.engines.llama.model import LlamaModel
-from mecroute.engines.llama.prefix import PrefixCache, Slot
+from mecroute.engines.llama.prefix import PrefixCache, Slot, common_prefix
 from mecroute.engines.llama.rates import Rate
-from mecroute.engines.llama.request_queue import FifoQueue
+from mecroute.engines.llama.request_queue import FairQueue
 from mecroute.engines.llama.sampling import Sampler
 from mecroute.engines.llama.sequence import PREFILLING, Sequence
 from mecroute.errors import (
     ContextLengthError,
+    DeadlineExceededError,
     InvalidRequestError,
     MecrouteError,
     OverloadedError,
@@ -109,7 +112,8 @@ class Scheduler:
         self._slots = [Slot(i) for i in range(n_parallel)]
         self._prefixes = PrefixCache(self._slots, can_share=model.can_share_prefix)
         self._running: list[Sequence] = []
-        self._queue = FifoQueue()
+        self._queue = FairQueue()
+        self._answer_length = AnswerLength()
         #: First answers of requests for several, until the others have been queued.
         self._leaders: set[Generation] = set()
         self._changed = threading.Condition()
@@ -145,23 +149,76 @@ class Scheduler:
         generation = Generation(
             request, max_tokens=min(request.max_tokens, self._n_ctx - length), cancel=self._cancel
         )
+        request.submitter.reserve(generation.max_tokens * request.n)
         with self._changed:
             if self._closing:
                 raise self._closed_error()
-            self._leaders = {leader for leader in self._leaders if not (leader.cancelled or leader.done)}
-            held = sum(len(leader.followers) for leader in self._leaders)
-            taken = len(self._queue) + len(self._running) + held
-            if taken + request.n > self._n_parallel + self._max_queue:
-                raise OverloadedError(
-                    f"{self._name} has {len(self._running)} requests running and {len(self._queue)} waiting",
-                    retry_after_s=self._retry_after_s(),
-                )
             leader = generation.branches[0]
+            self._queue.push(leader)
+            try:
+                self._refuse_if_late(leader)
+                self._check_room(leader, request.n)
+            except MecrouteError:
+                self._queue.remove(leader)
+                raise
             if leader.followers:
                 self._leaders.add(leader)
-            self._queue.push(leader)
+            request.submitter.accepted(generation)
             self._changed.notify()
         return generation
+
+    def _check_room(self, leader: Generation, answers: int) -> None:
+        """Raise if a request that has just been queued is one too many; another may have to give way."""
+        self._leaders = {other for other in self._leaders if not (other.cancelled or other.done)}
+        held = sum(len(other.followers) for other in self._leaders)
+        over = len(self._queue) + len(self._running) + held + answers - 1 - self._n_parallel - self._max_queue
+        if over > 0:
+            self._make_room_for(leader, over)
+
+    def _make_room_for(self, generation: Generation, places: int) -> None:
+        overloaded = OverloadedError(
+            f"{self._name} has {len(self._running)} requests running and {len(self._queue) - 1} waiting",
+            retry_after_s=self._retry_after_s(),
+        )
+        self._queue.remove(generation)
+        # A request for several answers does not push out several others.
+        victim = self._queue.make_room_for(generation.request.submitter.key) if places == 1 else None
+        if victim is None:
+            raise overloaded
+        self._queue.push(generation)
+        victim.fail(overloaded)
+        wake((victim,))
+
+    def _refuse_if_late(self, generation: Generation) -> None:
+        """Raise if a queued request with a deadline is not going to meet it, as far as can be predicted."""
+        deadline_at = generation.request.submitter.deadline_at
+        if deadline_at is not None:
+            prefill, decode = self._prefill_rate.per_s, self._decode_rate.per_s
+            ahead = takewhile(lambda other: other is not generation, self._queue)
+            check_deadline(
+                self._work_of(generation),
+                name=self._name,
+                left_s=deadline_at - time.perf_counter(),
+                running=[self._work_left(sequence) for sequence in self._running],
+                ahead=[self._work_of(other) for other in ahead],
+                slots=self._n_parallel,
+                rates=Rates(prefill, decode) if prefill and decode else None,
+            )
+
+    def _work_of(self, generation: Generation) -> Work:
+        # The engine's thread may be adding to a slot's tokens meanwhile: the estimate is a token older then.
+        prompt = list(generation.request.prompt)
+        limit = len(prompt) - 1 if self._model.can_share_prefix else 0
+        cached = max(common_prefix(slot.tokens, prompt, limit=limit) for slot in self._slots)
+        return Work(len(prompt) - cached, self._answer_length.expected(generation.max_tokens))
+
+    def _work_left(self, sequence: Sequence) -> Work:
+        prefill = len(sequence.prompt) - len(sequence.slot.tokens)
+        limit = sequence.generation.max_tokens
+        return Work(
+            max(0, prefill) if sequence.next_token == PREFILLING else 0,
+            self._answer_length.expected_left(limit, sequence.completed),
+        )
 
     def _cancel(self, generation: Generation) -> None:
         # A running one is seen at the next step; a waiting one gives up its place at once.
@@ -241,10 +298,19 @@ class Scheduler:
                     return False
                 for sequence in [s for s in self._running if s.generation.cancelled]:
                     self._release(sequence)
+                self._expire()
                 self._admit()
                 if self._running:
                     return True
                 self._changed.wait()
+
+    def _expire(self) -> None:
+        late = self._queue.expire(time.perf_counter())
+        for generation in late:
+            error = "the deadline passed while the request waited for other requests"
+            generation.fail(DeadlineExceededError(f"{self._name}: {error}", hint="allow more time"))
+        if late:
+            wake(late)
 
     def _admit(self) -> None:
         while (generation := self._queue.peek()) is not None and self._prefixes.has_idle():
@@ -388,6 +454,8 @@ class Scheduler:
         if finished:
             with self._changed:
                 for sequence in finished:
+                    cut_off = sequence.completed >= sequence.generation.max_tokens
+                    self._answer_length.add(sequence.completed, cut_off=cut_off)
                     self._release(sequence)
 
     def _follow(self, leaders: list[Generation]) -> None:

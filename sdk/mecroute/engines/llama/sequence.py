@@ -119,6 +119,11 @@ class Sequence:
         begun, self._logprobs = self._logprobs[: len(self._logprobs) - len(kept)], kept
         return tuple(entry for _, entry in begun)
 
+    @property
+    def completed(self) -> int:
+        """Tokens generated so far."""
+        return self._completed
+
     def _usage(self, now: float) -> Usage:
         return Usage(
             prompt_tokens=len(self.prompt),

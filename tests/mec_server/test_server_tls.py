@@ -1,0 +1,166 @@
+"""TLS, mTLS and CORS, with certificates made on the spot."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import trustme
+
+from mecroute.errors import ConfigError
+from mecroute_server.run import NodeServer
+from mecroute_server.settings import ServerSettings
+from mecroute_server.tls import Tls
+from support.server import running_node, running_server
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A certificate authority, and the files of a node on 127.0.0.1."""
+
+    ca: trustme.CA
+    folder: Path
+
+    def tls(self, *, mutual: bool = False) -> Tls:
+        cert = self.ca.issue_cert("127.0.0.1", "localhost")
+        files = Tls(self.folder / "node.pem", self.folder / "node.key")
+        cert.private_key_pem.write_to_path(files.key)
+        files.cert.write_bytes(b"".join(blob.bytes() for blob in cert.cert_chain_pems))
+        self.ca.cert_pem.write_to_path(self.folder / "ca.pem")
+        return replace(files, client_ca=self.folder / "ca.pem") if mutual else files
+
+    def trusting(self, *, shows: trustme.CA | None = None) -> ssl.SSLContext:
+        """A client's context; `shows` issues the certificate it shows."""
+        context = ssl.create_default_context()
+        self.ca.configure_trust(context)
+        if shows is not None:
+            shows.issue_cert("client@example.org").configure_cert(context)
+        return context
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(trustme.CA(), tmp_path)
+
+
+def test_https(authority: Authority, tmp_path: Path) -> None:
+    with running_server(ServerSettings(port=0, registry_root=tmp_path, tls=authority.tls())) as url:
+        assert url.startswith("https://")
+        assert httpx.get(f"{url}/healthz", verify=authority.trusting()).status_code == 200
+        with pytest.raises(httpx.ConnectError, match="certificate"):
+            httpx.get(f"{url}/healthz")
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{url}/healthz".replace("https", "http"))
+
+
+def test_old_tls_is_not_spoken(authority: Authority, tmp_path: Path) -> None:
+    with running_server(ServerSettings(port=0, registry_root=tmp_path, tls=authority.tls())) as url:
+        context = authority.trusting()
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        assert httpx.get(f"{url}/healthz", verify=context).status_code == 200
+        # A ClientHello of TLS 1.0, written out: clients of today do not send one any more.
+        hello = bytes.fromhex("160301002d010000290301") + bytes(32) + bytes.fromhex("000002002f0100")
+        parts = urlsplit(url)
+        assert parts.hostname
+        assert parts.port
+        with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+            connection.sendall(hello)
+            assert connection.recv(16)[:1] in (b"\x15", b"")  # an alert, or the end
+
+
+def test_mutual_tls(authority: Authority, tmp_path: Path) -> None:
+    settings = ServerSettings(port=0, registry_root=tmp_path, tls=authority.tls(mutual=True))
+    with running_server(settings) as url:
+        known = authority.trusting(shows=authority.ca)
+        assert httpx.get(f"{url}/healthz", verify=known).status_code == 200
+        for shows in (None, trustme.CA()):
+            with pytest.raises(httpx.TransportError):
+                httpx.get(f"{url}/healthz", verify=authority.trusting(shows=shows))
+        assert httpx.get(f"{url}/healthz", verify=known).status_code == 200
+
+
+def test_a_certificate_does_not_stand_in_for_a_key(authority: Authority, tmp_path: Path) -> None:
+    tls = authority.tls(mutual=True)
+    with running_server(ServerSettings(port=0, registry_root=tmp_path, tls=tls, api_keys=("k",))) as url:
+        known = authority.trusting(shows=authority.ca)
+        assert httpx.get(f"{url}/v1/models", verify=known).status_code == 401
+        headers = {"authorization": "Bearer k"}
+        assert httpx.get(f"{url}/v1/models", verify=known, headers=headers).status_code == 200
+
+
+def test_files_that_do_not_work_are_said_at_start(authority: Authority, tmp_path: Path) -> None:
+    good = authority.tls(mutual=True)
+    other = tmp_path / "other.key"
+    trustme.CA().issue_cert("127.0.0.1").private_key_pem.write_to_path(other)
+    locked = tmp_path / "locked.key"
+    locked.write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----\nMA==\n-----END ENCRYPTED PRIVATE KEY-----\n")
+    text = tmp_path / "text.pem"
+    text.write_text("not a certificate")
+    for bad in (
+        replace(good, cert=tmp_path / "missing.pem"),
+        replace(good, cert=text),
+        replace(good, key=other),
+        replace(good, key=locked),
+        replace(good, client_ca=text),
+        replace(good, client_ca=tmp_path / "missing.pem"),
+    ):
+        with pytest.raises(ConfigError, match="cannot use"):
+            NodeServer(ServerSettings(port=0, registry_root=tmp_path, tls=bad))
+
+
+PREFLIGHT = {
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization,content-type",
+}
+
+
+def test_no_page_may_ask_unless_named(tmp_path: Path) -> None:
+    with running_server(ServerSettings(port=0, registry_root=tmp_path, api_keys=("k",))) as url:
+        headers = {"origin": "https://app.example", "authorization": "Bearer k"}
+        answer = httpx.get(f"{url}/v1/models", headers=headers)
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+        asked = httpx.options(f"{url}/v1/models", headers={**headers, **PREFLIGHT})
+        assert not [name for name in asked.headers if name.startswith("access-control")]
+
+
+def test_pages_of_a_named_origin_may_ask(tmp_path: Path) -> None:
+    settings = ServerSettings(
+        port=0, registry_root=tmp_path, api_keys=("k",), cors_origins=("https://app.example",)
+    )
+    with running_node(settings) as server, httpx.Client(base_url=server.url) as http:
+        origin = {"origin": "https://app.example"}
+        asked = http.options("/v1/chat/completions", headers={**origin, **PREFLIGHT})
+        assert asked.status_code == 200
+        assert asked.headers["access-control-allow-origin"] == "https://app.example"
+        assert "authorization" in asked.headers["access-control-allow-headers"]
+        answer = http.get("/v1/models", headers={**origin, "authorization": "Bearer k"})
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        assert "retry-after" in answer.headers["access-control-expose-headers"]
+        refused = http.get("/v1/models", headers=origin)
+        assert refused.status_code == 401  # and the page can read why
+        assert refused.headers["access-control-allow-origin"] == "https://app.example"
+        other = {"origin": "https://other.example"}
+        assert http.options("/v1/models", headers={**other, **PREFLIGHT}).status_code == 400
+        answer = http.get("/v1/models", headers={**other, "authorization": "Bearer k"})
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_named_page_may_ask_an_open_node(tmp_path: Path) -> None:
+    settings = ServerSettings(port=0, registry_root=tmp_path, cors_origins=("https://app.example",))
+    with running_node(settings) as server, httpx.Client(base_url=server.url) as http:
+        assert http.get("/v1/models", headers={"origin": "https://app.example"}).status_code == 200
+        assert http.get("/v1/models", headers={"origin": "https://other.example"}).status_code == 403
+        rebound = {"origin": "https://app.example", "host": "app.example"}
+        assert http.get("/v1/models", headers=rebound).status_code == 403
+
+
+@pytest.mark.parametrize("origin", ["*", "app.example", "https://*.example", "https://app.example/", ""])
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    with pytest.raises(ConfigError):
+        ServerSettings(cors_origins=(origin,))
