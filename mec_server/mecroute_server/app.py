@@ -12,7 +12,7 @@ from mecroute.errors import MecrouteError
 from mecroute_server.auth import Authenticator
 from mecroute_server.edge import Edge, answer_error, answer_http_error
 from mecroute_server.node import Node
-from mecroute_server.routes import admin, health, openai
+from mecroute_server.routes import admin, health, kserve, openai
 from mecroute_server.settings import ServerSettings
 
 
@@ -38,7 +38,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     # No documentation pages: FastAPI's load their scripts from a third party's servers.
     app = FastAPI(title="mecroute", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.state.node = node
-    for router in (openai.router, admin.router, health.router):
+    for router in (openai.router, kserve.router, admin.router, health.router):
         app.include_router(router)
     app.add_middleware(
         Edge, authenticator=Authenticator(settings.api_keys), metrics=node.metrics, node=settings.node

@@ -12,7 +12,7 @@ from mecroute_server.errors import NotLocalError
 from mecroute_server.settings import is_loopback
 
 #: What probes and scrapers read; nothing about a request's content is in it.
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 
 
 class Authenticator:

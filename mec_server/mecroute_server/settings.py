@@ -26,7 +26,7 @@ class ServerSettings:
         store_uri: where deployments are pulled from, as `s3://bucket/prefix`.
         store_endpoint_url: an S3 endpoint other than AWS.
         store_region: the store's AWS region.
-        model_files: GGUF files to load at start, each served under its file name's stem.
+        model_files: GGUF and ONNX files to load at start, each served under its file name's stem.
         models: references (`name:version`) to load at start, from the registry or else the store.
         threads: CPU threads per engine, >= 1; default: every usable CPU.
         context: tokens per sequence, >= 64; a model trained for fewer gets what it was trained for.
@@ -101,7 +101,7 @@ class ServerSettings:
 
 def served_name(path: Path) -> str:
     """The name a model file is served under when it was given by its path."""
-    return path.name.removesuffix(".gguf") or path.name
+    return path.name.removesuffix(".gguf").removesuffix(".onnx") or path.name
 
 
 def is_loopback(host: str) -> bool:
