@@ -128,6 +128,13 @@ class EnginePool:
             model=name,
         )
 
+    def serves_onnx(self, name: str) -> bool:
+        """Whether a request of that name means an ONNX model; False where there is no such model."""
+        try:
+            return self.find(name).is_onnx
+        except MecrouteError:
+            return False
+
     # Lending
 
     async def acquire(self, name: str) -> Lease:
@@ -222,6 +229,7 @@ class EnginePool:
         is_onnx = model.format == "onnx" if model is not None else slot.is_onnx
         engine: LlamaEngine | OnnxEngine
         if is_onnx:
+            path = await self._in_loader(_onnx_model_file, path)
             engine = await self._in_loader(_open_onnx_engine, slot.ref, path, self._settings)
         else:
             engine = await self._in_loader(_open_engine, slot.ref, path, self._settings)
@@ -337,11 +345,17 @@ def _open_engine(ref: str, path: Path, settings: ServerSettings) -> LlamaEngine:
     return engine
 
 
+def _onnx_model_file(path: Path) -> Path:
+    from mecroute.engines.onnx.encoder import model_file
+
+    return model_file(path)
+
+
 def _open_onnx_engine(ref: str, path: Path, settings: ServerSettings) -> OnnxEngine:
     """The same for an ONNX model."""
-    from mecroute.engines.onnx.engine import OnnxEngine
+    from mecroute.engines.onnx.encoder import open_onnx
 
-    engine = OnnxEngine(
+    engine = open_onnx(
         path, n_threads=settings.threads, max_queue=settings.max_queue, max_batch=MAX_ONNX_BATCH, name=ref
     )
     try:

@@ -117,7 +117,9 @@ class NodeServer:
             self.node.deployer.check()
             for path in settings.model_files:
                 if is_onnx_file(path):
-                    read_onnx(path)
+                    from mecroute.engines.onnx.encoder import model_file
+
+                    read_onnx(model_file(path))
                 else:
                     read_gguf(path)
         except BaseException:

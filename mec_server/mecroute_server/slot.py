@@ -160,7 +160,10 @@ class ModelSlot:
         """What it can be asked for."""
         if self.model is not None:
             return self.model.tasks
-        return ("infer",) if self.is_onnx else ("chat", "completion", "embed")
+        if not self.is_onnx:
+            return ("chat", "completion", "embed")
+        embeds = self.loaded is not None and getattr(self.loaded.engine, "encoder", None) is not None
+        return ("embed", "infer") if embeds else ("infer",)
 
     @property
     def name(self) -> str:
@@ -198,5 +201,5 @@ class ModelSlot:
 
 
 def is_onnx_file(path: Path) -> bool:
-    """Whether a model file named on its own is served as an ONNX model; its content is checked later."""
-    return path.suffix.lower() == ".onnx"
+    """Whether a model file (or folder) named on its own is an ONNX model; its content is checked later."""
+    return path.suffix.lower() == ".onnx" or path.is_dir()

@@ -16,6 +16,7 @@ from mecroute.engines.llama.engine import Generation, GenerationRequest, LlamaEn
 from mecroute.errors import InvalidRequestError, ModelNotFoundError
 from mecroute_server.body import read_json_object
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
+from mecroute_server.encoding import answer_embeddings
 from mecroute_server.node import Node
 from mecroute_server.routes.node import CurrentNode
 from mecroute_server.slot import Lease, ModelSlot
@@ -59,6 +60,8 @@ async def completions(request: Request, node: CurrentNode) -> Response:
 async def embeddings(request: Request, node: CurrentNode) -> Response:
     """One vector per text, as numbers or as base64 of little-endian float32."""
     body = await read_json_object(request, node.settings.max_body_bytes)
+    if isinstance(body.get("model"), str) and node.pool.serves_onnx(body["model"]):
+        return await answer_embeddings(request, node, body)
     texts, as_base64 = shapes.parse_embeddings(body)
     lease = await _lease(request, node, body)
     try:

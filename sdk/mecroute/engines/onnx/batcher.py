@@ -98,8 +98,10 @@ class Batcher:
         self._thread = threading.Thread(target=self._run, name=f"mecroute-onnx-{name}", daemon=True)
         self._thread.start()
 
-    def submit(self, inputs: Mapping[str, Any], outputs: tuple[str, ...] | None) -> Future[Outputs]:
-        """Queue a request that has been checked; returns at once.
+    def submit(
+        self, inputs: Mapping[str, Any], outputs: tuple[str, ...] | None, *, admitted: bool = False
+    ) -> Future[Outputs]:
+        """Queue a request that has been checked; returns at once. One that is `admitted` is not refused.
 
         Raises:
             OverloadedError: the queue is full.
@@ -117,9 +119,8 @@ class Batcher:
             if self._closed:
                 raise self._closed_error()
             # One may always wait to be taken up: an idle engine refuses nobody.
-            if len(self._waiting) > self._max_queue or (
-                self._running and len(self._waiting) >= self._max_queue
-            ):
+            room = self._max_queue if self._running else self._max_queue + 1
+            if len(self._waiting) >= room and not admitted:
                 raise OverloadedError(
                     f"{self._name} has {self._running} requests running and {len(self._waiting)} waiting",
                     retry_after_s=self._retry_after_s(),

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from mecroute.engines.onnx.native import choose_providers
 from mecroute.engines.onnx.trial import try_model
 from mecroute.errors import InvalidModelFileError
 from mecroute_registry.onnx import read_onnx
+
+if TYPE_CHECKING:
+    from mecroute.engines.onnx.encoder import TextEncoder
 
 #: A CPU provider that other providers fall back to for operators they lack.
 _CPU = "CPUExecutionProvider"
@@ -48,6 +51,8 @@ class OnnxEngine:
 
     #: A tensor model has no tokens.
     n_ctx: int | None = None
+    #: Set where the model embeds texts; see `mecroute.engines.onnx.encoder`.
+    encoder: TextEncoder | None = None
 
     def __init__(
         self,
@@ -111,13 +116,15 @@ class OnnxEngine:
         return self._model.providers
 
     def submit(
-        self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None
+        self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None, *, admitted: bool = False
     ) -> Future[dict[str, Any]]:
         """Queue a request; returns at once.
 
         Args:
             inputs: an array per input, of exactly the model's type; text as `object` arrays of `str`.
             outputs: names of the outputs wanted; None for all.
+            admitted: whether this goes on with work that has been let in before; it is never refused for a
+                full queue.
 
         Returns:
             A future of an array per output. Cancelling it takes a request that waits out of the queue.
@@ -128,7 +135,7 @@ class OnnxEngine:
             TierUnreachableError: the engine is closed.
         """
         self._model.check(inputs, outputs)
-        return self._batcher.submit(inputs, tuple(outputs) if outputs else None)
+        return self._batcher.submit(inputs, tuple(outputs) if outputs else None, admitted=admitted)
 
     def infer(self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
         """Run a request and wait for it; see `submit`.
