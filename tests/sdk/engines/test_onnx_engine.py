@@ -125,6 +125,12 @@ def test_models_whose_rows_depend_on_each_other_are_run_one_by_one(tmp_path: Pat
     assert all(future.result(60)["y"].tolist() == [1, 2, 3, 4] for future in futures)
 
 
+def test_a_softmax_over_the_rows_is_noticed(tmp_path: Path, open_engine: Open) -> None:
+    node = helper.make_node("Softmax", ["x"], ["y"], axis=0)
+    path = write_onnx(tmp_path / "s.onnx", [node], [("x", FLOAT, ["n", 3])], [("y", FLOAT, ["n", 3])])
+    assert not open_engine(path).batches
+
+
 def test_a_fixed_first_axis_is_run_one_by_one(tmp_path: Path, open_engine: Open) -> None:
     engine = open_engine(write_classifier(tmp_path / "c.onnx", rows=1))
     assert not engine.batches

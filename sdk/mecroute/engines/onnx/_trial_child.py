@@ -10,6 +10,7 @@ import json
 import resource
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from mecroute.engines.onnx.model import OnnxModel
 
 #: Sizes tried for dimensions that the model leaves open; images need more than sequences.
 _FREE_DIMS = (4, 16, 64, 224)
-#: Differences between rows together and alone, as a share of the largest value. Dynamically quantized
-#: models differ a little, because they scale a whole batch by its largest value.
-_TOLERANCE = 0.05
+#: Difference between a row computed with others and alone, as a share of its length (L2). Dynamically
+#: quantized models scale a whole batch by its largest value: int8 MiniLM differs by 0.1. Rows that really
+#: depend on each other (a sum, a softmax over them) differ by 0.5 and more.
+_TOLERANCE = 0.25
 _MAX_ELEMENTS = 1 << 24
 
 
@@ -62,8 +64,11 @@ def _rows_independent(model: OnnxModel, free_dim: int) -> bool:
 def _close(one: Any, other: Any) -> bool:
     if one.dtype.kind != "f":
         return bool(np.array_equal(one, other))
-    most = max(1e-6, float(np.nanmax(np.abs(one.astype(np.float64)), initial=0.0)))
-    return bool(np.allclose(one, other, rtol=0, atol=_TOLERANCE * most, equal_nan=True))
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        return bool(np.array_equal(one, other, equal_nan=True))
+    alone = one.astype(np.float64).reshape(len(one), -1)
+    error = np.linalg.norm(other.astype(np.float64).reshape(alone.shape) - alone, axis=1)
+    return bool((error <= _TOLERANCE * np.linalg.norm(alone, axis=1) + 1e-6).all())
 
 
 def try_out(path: Path) -> Mapping[str, Any]:
@@ -91,7 +96,8 @@ def main() -> int:
     job = json.loads(sys.argv[1])
     limit = int(job["memory_bytes"])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    with suppress(ValueError, OSError):  # macOS has no such limit; a lower one may be set already
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     try:
         result = try_out(Path(job["path"]))
     except MemoryError:
