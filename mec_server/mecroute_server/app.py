@@ -17,7 +17,7 @@ from mecroute_server.keys import KeyFile
 from mecroute_server.limits import RateLimiter
 from mecroute_server.node import Node
 from mecroute_server.openapi import describe
-from mecroute_server.routes import admin, anthropic, health, ollama, openai
+from mecroute_server.routes import admin, anthropic, health, kserve, ollama, openai
 from mecroute_server.settings import ServerSettings
 
 
@@ -48,7 +48,14 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app = FastAPI(title="mecroute", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign] # as FastAPI's own guide does
     app.state.node = node
-    for router in (openai.router, anthropic.router, ollama.router, admin.router, health.router):
+    for router in (
+        openai.router,
+        anthropic.router,
+        ollama.router,
+        kserve.router,
+        admin.router,
+        health.router,
+    ):
         app.include_router(router)
     app.add_middleware(
         Edge,

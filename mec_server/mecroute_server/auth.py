@@ -15,7 +15,7 @@ from mecroute_server.settings import is_loopback
 _log = logging.getLogger(__name__)
 
 #: What probes and scrapers read; nothing about a request's content is in it.
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 #: Whoever asks a node without keys: somebody on this machine.
 LOCAL = ApiKey(id="local", name="local", scopes=ALL_SCOPES, digest="")
 #: Whoever reads an open path.

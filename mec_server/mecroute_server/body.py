@@ -12,7 +12,12 @@ from mecroute_server.errors import BodyTooLargeError
 
 
 async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
-    """The request's body as a JSON object.
+    """The request's body as a JSON object; see `read_body` and `parse_json_object`."""
+    return parse_json_object(await read_body(request, max_bytes))
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The request's body.
 
     Args:
         request: a request whose body has not been read.
@@ -20,7 +25,6 @@ async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
 
     Raises:
         BodyTooLargeError: it is larger.
-        InvalidRequestError: it is not valid JSON, or not an object.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
@@ -32,7 +36,15 @@ async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
         if size > max_bytes:
             raise _too_large(max_bytes)
         parts.append(part)
-    body = b"".join(parts)
+    return b"".join(parts)
+
+
+def parse_json_object(body: bytes) -> dict[str, Any]:
+    """A JSON object from its text.
+
+    Raises:
+        InvalidRequestError: it is not valid JSON, or not an object.
+    """
     if not body:
         raise InvalidRequestError("the request has no body", hint="send a JSON object")
     try:

@@ -140,5 +140,5 @@ def describe_model(slot: ModelSlot) -> dict[str, Any]:
         "size_bytes": size_bytes,
         "quantization": quantization,
         "accuracy": slot.model.accuracy if slot.model is not None else None,
-        "tasks": slot.model.tasks if slot.model is not None else ("chat", "completion", "embed"),
+        "tasks": slot.tasks,
     }

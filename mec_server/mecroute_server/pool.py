@@ -21,13 +21,17 @@ from mecroute.errors import (
 from mecroute_registry.facts import ModelVersion
 from mecroute_registry.store import Registry
 from mecroute_server.settings import ServerSettings, served_name
-from mecroute_server.slot import Lease, LoadedModel, ModelSlot
+from mecroute_server.slot import Lease, LoadedModel, ModelSlot, OnnxLease
 
 if TYPE_CHECKING:
     from mecroute.engines.llama.engine import LlamaEngine
+    from mecroute.engines.onnx.engine import OnnxEngine
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+
+#: Rows that an ONNX model computes together at most; more does not make a CPU faster.
+MAX_ONNX_BATCH = 32
 
 
 class EnginePool:
@@ -63,7 +67,7 @@ class EnginePool:
         return self._slots.get(ref)
 
     def add_file(self, path: Path) -> ModelSlot:
-        """Make a place for a GGUF file served by its path."""
+        """Make a place for a GGUF or ONNX file served by its path."""
         return self._slots.setdefault(served_name(path), ModelSlot(served_name(path), file=path))
 
     def add_ref(self, ref: str) -> ModelSlot:
@@ -126,6 +130,13 @@ class EnginePool:
             model=name,
         )
 
+    def serves_onnx(self, name: str) -> bool:
+        """Whether a request of that name means an ONNX model; False where there is no such model."""
+        try:
+            return self.find(name).is_onnx
+        except MecrouteError:
+            return False
+
     # Lending
 
     async def acquire(self, name: str) -> Lease:
@@ -133,16 +144,25 @@ class EnginePool:
 
         Raises:
             ModelNotFoundError: this node has no such model.
-            InvalidRequestError: several versions of it are loaded.
+            InvalidRequestError: several versions of it are loaded, or it is an ONNX model.
             NodeNotReadyError: it is not in memory and not about to be.
             OverloadedError: too many requests wait for it to load.
         """
+        slot, loaded = await self._loaded(name)
+        return loaded.lease(slot.ref)
+
+    async def acquire_onnx(self, name: str) -> OnnxLease:
+        """The same for an ONNX model."""
+        slot, loaded = await self._loaded(name)
+        return loaded.lease_onnx(slot.ref)
+
+    async def _loaded(self, name: str) -> tuple[ModelSlot, LoadedModel]:
         slot = self.find(name)
         if slot.loaded is None and slot.state == "loading" and not self.closing:
             await self._wait_for_load(slot)
         if slot.loaded is None or self.closing:
             raise self._not_ready(slot)
-        return slot.loaded.lease(slot.ref)
+        return slot, slot.loaded
 
     async def _wait_for_load(self, slot: ModelSlot) -> None:
         if self._waiting >= self._settings.max_queue:
@@ -207,7 +227,14 @@ class EnginePool:
         else:
             model, path = await self._in_loader(self._verified, slot.ref, model)
         slot.begin("loading", "reading the model file")
-        engine = await self._in_loader(_open_engine, slot.ref, path, self._settings)
+        # The slot still holds the version before, if there is one, so the new one says what it is.
+        is_onnx = model.format == "onnx" if model is not None else slot.is_onnx
+        engine: LlamaEngine | OnnxEngine
+        if is_onnx:
+            path = await self._in_loader(_onnx_model_file, path)
+            engine = await self._in_loader(_open_onnx_engine, slot.ref, path, self._settings)
+        else:
+            engine = await self._in_loader(_open_engine, slot.ref, path, self._settings)
         if self.closing:
             await asyncio.to_thread(engine.close)
             raise self._not_ready(slot)
@@ -311,6 +338,27 @@ def _open_engine(ref: str, path: Path, settings: ServerSettings) -> LlamaEngine:
         n_gpu_layers=settings.gpu_layers,
         max_queue=settings.max_queue,
         name=ref,
+    )
+    try:
+        engine.warm_up()
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def _onnx_model_file(path: Path) -> Path:
+    from mecroute.engines.onnx.encoder import model_file
+
+    return model_file(path)
+
+
+def _open_onnx_engine(ref: str, path: Path, settings: ServerSettings) -> OnnxEngine:
+    """The same for an ONNX model."""
+    from mecroute.engines.onnx.encoder import open_onnx
+
+    engine = open_onnx(
+        path, n_threads=settings.threads, max_queue=settings.max_queue, max_batch=MAX_ONNX_BATCH, name=ref
     )
     try:
         engine.warm_up()

@@ -18,9 +18,11 @@ import uvicorn
 
 from mecroute.errors import ConfigError, MecrouteError, NodeNotReadyError, UsageError
 from mecroute_registry.gguf import read_gguf
+from mecroute_registry.onnx import read_onnx
 from mecroute_server.app import create_app
 from mecroute_server.connections import ConnectionGuard
 from mecroute_server.settings import ServerSettings
+from mecroute_server.slot import is_onnx_file
 
 if TYPE_CHECKING:
     from mecroute_server.node import Node
@@ -121,7 +123,12 @@ class NodeServer:
             self.node: Node = app.state.node
             self.node.deployer.check()
             for path in settings.model_files:
-                read_gguf(path)
+                if is_onnx_file(path):
+                    from mecroute.engines.onnx.encoder import model_file
+
+                    read_onnx(model_file(path))
+                else:
+                    read_gguf(path)
         except BaseException:
             self._socket.close()
             raise

@@ -33,7 +33,8 @@ class ServerSettings:
         store_uri: where deployments are pulled from, as `s3://bucket/prefix`.
         store_endpoint_url: an S3 endpoint other than AWS.
         store_region: the store's AWS region.
-        model_files: GGUF files to load at start, each served under its file name's stem.
+        model_files: GGUF and ONNX files, and folders with an ONNX model, to load at start; each is served
+            under its name without the ending.
         models: references (`name:version`) to load at start, from the registry or else the store.
         threads: CPU threads per engine, >= 1; default: every usable CPU.
         context: tokens per sequence, >= 64; a model trained for fewer gets what it was trained for.
@@ -148,7 +149,7 @@ def _or_1(value: int | None) -> int:
 
 def served_name(path: Path) -> str:
     """The name a model file is served under when it was given by its path."""
-    return path.name.removesuffix(".gguf") or path.name
+    return path.name.removesuffix(".gguf").removesuffix(".onnx") or path.name
 
 
 def is_loopback(host: str) -> bool:

@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mecroute.errors import MecrouteError
-from mecroute_registry.facts import ModelVersion
+from mecroute.errors import InvalidRequestError, MecrouteError
+from mecroute_registry.facts import ModelVersion, Task
 
 if TYPE_CHECKING:
     from mecroute.engines.llama.engine import LlamaEngine
+    from mecroute.engines.onnx.engine import OnnxEngine
 
 #: `pulling`: bytes come from the store. `verifying`: their digest is checked. `loading`: the engine reads
 #: them and makes a first token. `ready`: serving. `failed`: the last attempt failed and nothing serves.
@@ -23,7 +24,7 @@ ModelState = Literal["pulling", "verifying", "loading", "ready", "failed", "unlo
 class LoadedModel:
     """An engine, and how many requests it is answering; used on the event loop only."""
 
-    def __init__(self, engine: LlamaEngine, *, size_bytes: int) -> None:
+    def __init__(self, engine: LlamaEngine | OnnxEngine, *, size_bytes: int) -> None:
         self.engine = engine
         self.size_bytes = size_bytes
         self.since = datetime.now(UTC)
@@ -32,10 +33,43 @@ class LoadedModel:
         self._idle.set()
 
     def lease(self, ref: str) -> Lease:
-        """Hold the engine open for one request."""
+        """Hold the engine of a generative model open for one request.
+
+        Raises:
+            InvalidRequestError: it is an ONNX model.
+        """
+        from mecroute.engines.onnx.engine import OnnxEngine
+
+        if isinstance(self.engine, OnnxEngine):
+            raise InvalidRequestError(
+                f"'{ref}' is an ONNX model, which does not generate text",
+                hint=f"ask it with POST /v2/models/{ref}/infer",
+                model=ref,
+            )
+        self.held()
+        return Lease(self, ref, self.engine)
+
+    def lease_onnx(self, ref: str) -> OnnxLease:
+        """Hold the engine of an ONNX model open for one request.
+
+        Raises:
+            InvalidRequestError: it is a generative model.
+        """
+        from mecroute.engines.onnx.engine import OnnxEngine
+
+        if not isinstance(self.engine, OnnxEngine):
+            raise InvalidRequestError(
+                f"'{ref}' is a generative model, which takes no tensors",
+                hint="ask it with POST /v1/chat/completions",
+                model=ref,
+            )
+        self.held()
+        return OnnxLease(self, ref, self.engine)
+
+    def held(self) -> None:
+        """One request has begun."""
         self.in_flight += 1
         self._idle.clear()
-        return Lease(self, ref)
 
     def returned(self) -> None:
         """One request has ended."""
@@ -48,7 +82,7 @@ class LoadedModel:
         await self._idle.wait()
 
 
-class Lease:
+class _Hold:
     """One request's hold on an engine; while it lasts the engine is not closed.
 
     `ref` is the reference of the model that answers, `engine` its engine. `release` may be called more
@@ -57,7 +91,6 @@ class Lease:
 
     def __init__(self, loaded: LoadedModel, ref: str) -> None:
         self._loaded: LoadedModel | None = loaded
-        self.engine = loaded.engine
         self.ref = ref
 
     def release(self) -> None:
@@ -65,6 +98,22 @@ class Lease:
         if self._loaded is not None:
             self._loaded.returned()
             self._loaded = None
+
+
+class Lease(_Hold):
+    """A hold on the engine of a generative model."""
+
+    def __init__(self, loaded: LoadedModel, ref: str, engine: LlamaEngine) -> None:
+        super().__init__(loaded, ref)
+        self.engine = engine
+
+
+class OnnxLease(_Hold):
+    """A hold on the engine of an ONNX model."""
+
+    def __init__(self, loaded: LoadedModel, ref: str, engine: OnnxEngine) -> None:
+        super().__init__(loaded, ref)
+        self.engine = engine
 
 
 @dataclass(slots=True, eq=False)
@@ -100,6 +149,23 @@ class ModelSlot:
     cancelled: bool = False
 
     @property
+    def is_onnx(self) -> bool:
+        """Whether it is an ONNX model; False also while nobody knows."""
+        if self.model is not None:
+            return self.model.format == "onnx"
+        return self.file is not None and is_onnx_file(self.file)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What it can be asked for."""
+        if self.model is not None:
+            return self.model.tasks
+        if not self.is_onnx:
+            return ("chat", "completion", "embed")
+        embeds = self.loaded is not None and getattr(self.loaded.engine, "encoder", None) is not None
+        return ("embed", "infer") if embeds else ("infer",)
+
+    @property
     def name(self) -> str:
         """The model's name without its version."""
         return self.model.name if self.model is not None else self.ref.partition(":")[0]
@@ -132,3 +198,8 @@ class ModelSlot:
         self.state, self.detail, self.error = state, detail, error
         self.progress = None
         self.settled.set()
+
+
+def is_onnx_file(path: Path) -> bool:
+    """Whether a model file (or folder) named on its own is an ONNX model; its content is checked later."""
+    return path.suffix.lower() == ".onnx" or path.is_dir()

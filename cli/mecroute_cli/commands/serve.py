@@ -28,7 +28,9 @@ def serve(
     ctx: typer.Context,
     model: Annotated[
         list[Path] | None,
-        typer.Option("--model", metavar="FILE", help="A GGUF file, served under its stem; several times."),
+        typer.Option(
+            "--model", metavar="FILE", help="A GGUF or ONNX file, served by its stem; several times."
+        ),
     ] = None,
     ref: Annotated[
         list[str] | None,
@@ -75,7 +77,7 @@ def serve(
         float | None, typer.Option("--drain-delay-s", min=0, help="Not ready for so long before it stops.")
     ] = None,
 ) -> None:
-    """Serve models over an OpenAI-compatible API."""
+    """Serve models over APIs compatible with OpenAI's and, for ONNX, KServe's (v2)."""
     session = session_of(ctx)
     given = {
         "host": host,

@@ -10,8 +10,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from mecroute.engines.llama import openai
+from mecroute.engines.llama.engine import LlamaEngine
 from mecroute.errors import InvalidRequestError, ModelNotFoundError
 from mecroute_registry._version import __version__
+from mecroute_registry.gguf import GgufFacts
 from mecroute_server.body import read_json_object
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
 from mecroute_server.formats import ollama as shapes
@@ -88,7 +90,7 @@ async def embed(request: Request, node: CurrentNode) -> Response:
 @router.get("/tags")
 async def tags(node: CurrentNode) -> JSONResponse:
     """The models that can be asked now."""
-    return JSONResponse({"models": [_listed(slot) for slot in node.pool.ready()]})
+    return JSONResponse({"models": [_listed(slot) for slot in node.pool.ready() if not slot.is_onnx]})
 
 
 @router.post("/show")
@@ -103,6 +105,12 @@ async def show(request: Request, node: CurrentNode) -> JSONResponse:
             f"'{slot.ref}' is {slot.state} on this node", hint="GET /api/tags lists the models", model=name
         )
     engine = slot.loaded.engine
+    if not isinstance(engine, LlamaEngine):
+        raise ModelNotFoundError(
+            f"'{slot.ref}' is an ONNX model, which Ollama's API has no place for",
+            hint=f"GET /v2/models/{slot.ref} shows it",
+            model=name,
+        )
     facts = engine.facts
     family = facts.architecture
     return JSONResponse(
@@ -113,7 +121,7 @@ async def show(request: Request, node: CurrentNode) -> JSONResponse:
             "template": "",
             "license": facts.license or "",
             "modified_at": shapes.timestamp(slot.loaded.since),
-            "details": _details(slot),
+            "details": _details(facts),
             "model_info": {
                 "general.architecture": family,
                 "general.basename": facts.name or slot.name,
@@ -152,19 +160,18 @@ async def _load(
 
 def _listed(slot: ModelSlot) -> dict[str, Any]:
     assert slot.loaded is not None
+    assert isinstance(slot.loaded.engine, LlamaEngine)
     return {
         "name": slot.ref,
         "model": slot.ref,
         "modified_at": shapes.timestamp(slot.loaded.since),
         "size": slot.loaded.size_bytes,
         "digest": slot.model.digest.removeprefix("sha256:") if slot.model else "",
-        "details": _details(slot),
+        "details": _details(slot.loaded.engine.facts),
     }
 
 
-def _details(slot: ModelSlot) -> dict[str, Any]:
-    assert slot.loaded is not None
-    facts = slot.loaded.engine.facts
+def _details(facts: GgufFacts) -> dict[str, Any]:
     return {
         "parent_model": "",
         "format": "gguf",

@@ -14,6 +14,7 @@ from mecroute.errors import ModelNotFoundError
 from mecroute_server.body import read_json_object
 from mecroute_server.dialects import dialect_of
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
+from mecroute_server.encoding import answer_embeddings
 from mecroute_server.formats import anthropic, responses
 from mecroute_server.generation import Endpoint, Reply, generate, lend, wants_stream
 from mecroute_server.routes.node import CurrentNode
@@ -75,6 +76,8 @@ async def create_response(request: Request, node: CurrentNode) -> Response:
 async def embeddings(request: Request, node: CurrentNode) -> Response:
     """One vector per text, as numbers or as base64 of little-endian float32."""
     body = await read_json_object(request, node.settings.max_body_bytes)
+    if isinstance(body.get("model"), str) and node.pool.serves_onnx(body["model"]):
+        return await answer_embeddings(request, node, body)
     texts, as_base64 = shapes.parse_embeddings(body)
     lease = await lend(request, node, body)
     try:

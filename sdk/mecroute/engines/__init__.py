@@ -1,1 +1,1 @@
-"""Engines run a model in this process; `mecroute.engines.llama` runs GGUF models with llama.cpp."""
+"""Engines run a model in this process: `llama` runs GGUF models with llama.cpp, `onnx` ONNX models."""

@@ -48,6 +48,18 @@ def parse_embeddings(body: Mapping[str, Any]) -> tuple[list[str], bool]:
     return texts, encoding == "base64"
 
 
+def parse_dimensions(body: Mapping[str, Any]) -> int | None:
+    """How many dimensions are wanted; None for all.
+
+    Raises:
+        InvalidRequestError: it is not a number of at least 1.
+    """
+    dimensions = body.get("dimensions")
+    if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
+        raise InvalidRequestError("'dimensions' must be a whole number of at least 1")
+    return dimensions
+
+
 def embeddings_response(
     vectors: Sequence[list[float]], *, tokens: int, model: str, as_base64: bool
 ) -> dict[str, Any]:
