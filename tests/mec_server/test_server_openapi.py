@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from mecroute_server.auth import OPEN_PATHS
 from mecroute_server.openapi import BODIES
 from mecroute_server.run import NodeServer
 
@@ -35,7 +36,7 @@ def test_every_body_is_described_where_it_belongs(http: httpx.Client) -> None:
     for path, operations in document["paths"].items():
         for operation in operations.values():
             assert "422" not in operation["responses"]
-            assert ("security" in operation) == (path not in ("/healthz", "/readyz", "/metrics"))
+            assert ("security" in operation) == (path not in OPEN_PATHS)
 
 
 @pytest.mark.parametrize("path", [path for path in BODIES if not path.startswith("/admin")])
