@@ -12,7 +12,7 @@ from mecroute.engines.llama.generation import (
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.native import supports_gpu, system_info
 from mecroute.engines.llama.sampling import GREEDY, SamplingParams
-from mecroute.engines.llama.scheduler import EngineStats
+from mecroute.engines.llama.stats import EngineStats
 from mecroute.engines.llama.submitter import Submitter, submitting
 
 __all__ = [

@@ -21,7 +21,8 @@ from mecroute.engines.llama.generation import (
 from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.sampling import GREEDY, SamplingParams
-from mecroute.engines.llama.scheduler import EngineStats, Scheduler
+from mecroute.engines.llama.scheduler import Scheduler
+from mecroute.engines.llama.stats import EngineStats
 from mecroute.errors import InvalidRequestError, TierUnreachableError
 
 __all__ = [

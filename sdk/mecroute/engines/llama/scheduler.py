@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
 from itertools import takewhile
 
 from mecroute.engines.llama.admission import AnswerLength, Rates, Work, check_deadline
@@ -13,11 +12,13 @@ from mecroute.engines.llama.generation import Generation, GenerationRequest, wak
 from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.logprobs import token_logprob
 from mecroute.engines.llama.model import LlamaModel
+from mecroute.engines.llama.prefill import left_of_prompt, prefill_rows
 from mecroute.engines.llama.prefix import PrefixCache, Slot, common_prefix
 from mecroute.engines.llama.rates import Rate
 from mecroute.engines.llama.request_queue import FairQueue
 from mecroute.engines.llama.sampling import Sampler
 from mecroute.engines.llama.sequence import PREFILLING, Sequence
+from mecroute.engines.llama.stats import EngineStats
 from mecroute.errors import (
     ContextLengthError,
     DeadlineExceededError,
@@ -28,49 +29,10 @@ from mecroute.errors import (
     TierUnreachableError,
 )
 
-#: While others are generating, a step's share of prompt is what takes about this long, so that a long
-#: prompt slows their tokens down but never stops them.
-PREFILL_SLICE_S = 0.1
-#: What is left of a prompt is computed at once when it is this short: requests that arrive together then get
-#: their first tokens together, and slicing it would only put their decoding steps in between.
-SHORT_PROMPT_TOKENS = 128
-#: Never fewer, so that a prompt gets on even while many others generate on a slow machine.
-MIN_PREFILL_ROWS = 32
 #: Steps with fewer prompt tokens than this say little about how fast prompts are computed.
 MEASURABLE_PREFILL_ROWS = 16
 #: Retry-After before any request has been completed.
 UNMEASURED_RETRY_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """What an engine is doing.
-
-    Attributes:
-        running: requests that have a slot.
-        queued: requests that wait for one.
-        n_parallel: slots.
-        kv_used_tokens: tokens held in the slots, for running requests and as a prefix cache.
-        kv_total_tokens: tokens the KV memory has room for.
-        prefill_tokens_per_s: prompt tokens computed per second, of late; None until measured.
-        decode_tokens_per_s: tokens per second that one running request gets, of late; None until measured.
-        tokens_total: tokens generated since the start.
-        prompt_tokens_total: prompt tokens since the start, cached or not.
-        prefix_hit_tokens: prompt tokens since the start that were not computed again.
-        retry_after_s: when a request refused now is worth repeating; 0 if it would be accepted.
-    """
-
-    running: int
-    queued: int
-    n_parallel: int
-    kv_used_tokens: int
-    kv_total_tokens: int
-    prefill_tokens_per_s: float | None
-    decode_tokens_per_s: float | None
-    tokens_total: int
-    prompt_tokens_total: int
-    prefix_hit_tokens: int
-    retry_after_s: float
 
 
 class Scheduler:
@@ -394,8 +356,10 @@ class Scheduler:
         if decoding < len(running):
             waiting = [sequence for sequence in running if sequence.next_token == PREFILLING]
             # The shortest first: they are not held up by a long one, which has its own share of the step.
-            waiting.sort(key=_left_of_prompt)
-            limit = decoding + self._prefill_rows(decoding, waiting)
+            waiting.sort(key=left_of_prompt)
+            limit = decoding + prefill_rows(
+                waiting, decoding=decoding, n_batch=context.n_batch, speed=self._prefill_rate.per_s
+            )
             for sequence in waiting:
                 if rows < limit:
                     slot = sequence.slot
@@ -477,18 +441,6 @@ class Scheduler:
             self._prefill_rate.add(prefilled, took_s)
         self._completion_rate.add(finished, took_s)
 
-    def _prefill_rows(self, decoding: int, waiting: list[Sequence]) -> int:
-        """How many prompt tokens this step may have: all of the short prompts, and a slice of the others."""
-        most = self._context.n_batch - decoding
-        if not decoding:
-            return most
-        left = [_left_of_prompt(sequence) for sequence in waiting]
-        rows = sum(tokens for tokens in left if tokens <= SHORT_PROMPT_TOKENS)
-        if left[-1] > SHORT_PROMPT_TOKENS:
-            speed = self._prefill_rate.per_s
-            rows += max(MIN_PREFILL_ROWS, int(speed * PREFILL_SLICE_S) if speed else 0)
-        return min(most, rows)
-
     def _learn_piece(self, token: int) -> bytes | None:
         piece = None if self._model.is_end(token) else self._model.piece(token)
         self._pieces[token] = piece
@@ -518,8 +470,3 @@ class Scheduler:
         for generation in failed:
             generation.fail(error)
         wake(failed)
-
-
-def _left_of_prompt(sequence: Sequence) -> int:
-    """Tokens of the prompt that are not computed yet."""
-    return len(sequence.prompt) - len(sequence.slot.tokens)

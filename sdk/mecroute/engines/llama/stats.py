@@ -1,0 +1,36 @@
+"""What an engine tells of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine is doing.
+
+    Attributes:
+        running: requests that have a slot.
+        queued: requests that wait for one.
+        n_parallel: slots.
+        kv_used_tokens: tokens held in the slots, for running requests and as a prefix cache.
+        kv_total_tokens: tokens the KV memory has room for.
+        prefill_tokens_per_s: prompt tokens computed per second, of late; None until measured.
+        decode_tokens_per_s: tokens per second that one running request gets, of late; None until measured.
+        tokens_total: tokens generated since the start.
+        prompt_tokens_total: prompt tokens since the start, cached or not.
+        prefix_hit_tokens: prompt tokens since the start that were not computed again.
+        retry_after_s: when a request refused now is worth repeating; 0 if it would be accepted.
+    """
+
+    running: int
+    queued: int
+    n_parallel: int
+    kv_used_tokens: int
+    kv_total_tokens: int
+    prefill_tokens_per_s: float | None
+    decode_tokens_per_s: float | None
+    tokens_total: int
+    prompt_tokens_total: int
+    prefix_hit_tokens: int
+    retry_after_s: float
