@@ -21,6 +21,7 @@ Reason = Literal[
     "memory",
     "battery",
     "unavailable",
+    "budget",
     "quality",
     "cost",
     "deadline",
@@ -78,7 +79,16 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Where a request goes and why. `candidates` is in the order in which targets are tried."""
+    """Where a request goes and why. `candidates` is in the order in which targets are tried.
+
+    Args:
+        policy: name of the policy whose weights were used.
+        hedge_after_ms: when the first fallback is asked as well, if the primary has not begun to answer by
+            then; None without a hedge.
+        propensity: 0..1, probability with which this primary was chosen (1 unless something was explored);
+            what off-policy estimates divide by.
+        explored: whether the primary was put first to learn about it, and not for its score.
+    """
 
     request_id: str
     features: RequestFeatures
@@ -87,6 +97,10 @@ class Decision:
     candidates: tuple[Candidate, ...]
     rejected: tuple[Rejection, ...]
     choice: str = ""
+    policy: str = "balanced"
+    hedge_after_ms: float | None = None
+    propensity: float = 1.0
+    explored: bool = False
 
     @property
     def primary(self) -> Candidate | None:

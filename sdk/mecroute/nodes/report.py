@@ -27,6 +27,9 @@ class ModelReport(BaseModel):
         detail: why it failed, or what it is doing; None when there is nothing to say.
         context_length, parallel, threads: None while the model is not loaded.
         accuracy: 0..1, as registered; None where unknown.
+        prefix_hit_rate: 0..1, share of the prompt tokens since the start that were found in the cache.
+        prefixes: keys (see `mecroute.prefix_keys`) of the conversations whose tokens are in memory, the
+            most recently used first, at most 256.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -50,6 +53,8 @@ class ModelReport(BaseModel):
     size_bytes: int | None = Field(default=None, ge=0)
     quantization: str | None = None
     accuracy: float | None = Field(default=None, ge=0, le=1)
+    prefix_hit_rate: float | None = Field(default=None, ge=0, le=1)
+    prefixes: tuple[str, ...] = Field(default=(), max_length=256)
 
 
 class NodeReport(BaseModel):
