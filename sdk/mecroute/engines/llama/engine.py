@@ -19,6 +19,7 @@ from mecroute.engines.llama.generation import (
     Usage,
 )
 from mecroute.engines.llama.grammar import Grammar
+from mecroute.engines.llama.kv_memory import KvMemory, sequences_for
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.sampling import GREEDY, SamplingParams
 from mecroute.engines.llama.scheduler import Scheduler
@@ -86,13 +87,14 @@ class LlamaEngine:
         self.facts = self._model.facts
         self.n_ctx = min(n_ctx, self._model.n_ctx_train or n_ctx)
         room = max(self.n_ctx, kv_tokens) if kv_tokens else self.n_ctx * n_parallel
+        n_sequences = sequences_for(n_parallel, room)
         try:
             context = DecodeContext(
                 self._model,
                 n_ctx=room,
-                n_seq_max=n_parallel,
+                n_seq_max=n_sequences,
                 n_batch=max(N_BATCH, n_parallel),
-                n_outputs=n_parallel,
+                n_outputs=n_sequences,  # llama.cpp reserves at least one for each sequence
                 n_threads=self.n_threads,
             )
         except BaseException:
@@ -101,6 +103,7 @@ class LlamaEngine:
         self._scheduler = Scheduler(
             self._model,
             context,
+            KvMemory(context, n_slots=n_sequences, kv_tokens=room, sharing=self._model.prefix_sharing),
             name=self.name,
             n_ctx=self.n_ctx,
             n_parallel=n_parallel,

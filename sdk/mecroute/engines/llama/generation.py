@@ -38,6 +38,9 @@ class GenerationRequest:
         constraint: the grammar that the answer must conform to.
         functions: names of functions; the answer may be calls of these, for its reader to find.
         n: ≥ 1; answers to generate, each with the next seed. They share the prompt's KV cells.
+        prefix_keys: names of the beginnings of the conversation that the prompt is made of; see
+            `mecroute.prefix_keys`.
+        session: the caller's name for the conversation, or None.
         id: names the request in logs and errors.
         submitter: for whom it is made; default: the task's, see `submitting`.
     """
@@ -50,6 +53,8 @@ class GenerationRequest:
     constraint: Constraint | None = None
     functions: tuple[str, ...] = ()
     n: int = 1
+    prefix_keys: tuple[str, ...] = ()
+    session: str | None = None
     id: str = field(default_factory=_new_id)
     submitter: Submitter = field(default_factory=current_submitter, compare=False, repr=False)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mecroute.engines.llama import native
 from mecroute.engines.llama.chat_template import ChatTemplate
 from mecroute.errors import InvalidModelFileError
 from mecroute_registry.gguf import read_gguf
+
+#: What of a sequence's memory another sequence may take over: any beginning, only all of it, or nothing.
+PrefixSharing = Literal["any", "whole", "none"]
 
 
 class LlamaModel:
@@ -45,11 +48,13 @@ class LlamaModel:
         self.n_vocab = int(lib.llama_vocab_n_tokens(self.vocab))
         self.n_embd = int(lib.llama_model_n_embd(self.handle))
         self.n_ctx_train = int(lib.llama_model_n_ctx_train(self.handle))
-        #: Whether KV cells of a prefix can be kept or given to another sequence. A recurrent state cannot be
-        #: rolled back to an earlier token.
-        self.can_share_prefix = not (
-            lib.llama_model_is_recurrent(self.handle) or lib.llama_model_is_hybrid(self.handle)
-        )
+        self.prefix_sharing: PrefixSharing = "any"
+        if lib.llama_model_is_recurrent(self.handle) or lib.llama_model_is_hybrid(self.handle):
+            self.prefix_sharing = "none"  # a recurrent state cannot be rolled back to an earlier token
+        elif lib.llama_model_n_swa(self.handle) > 0:
+            # Cells that have left a sequence's window are given to others: only from its end on is the window
+            # known to be whole.
+            self.prefix_sharing = "whole"
         bos, eos = int(lib.llama_vocab_bos(self.vocab)), int(lib.llama_vocab_eos(self.vocab))
         self.bos_token = bos if bos >= 0 else None
         try:

@@ -7,13 +7,14 @@ import time
 from itertools import takewhile
 
 from mecroute.engines.llama.admission import AnswerLength, Rates, Work, check_deadline
+from mecroute.engines.llama.awaiting import Awaiting
 from mecroute.engines.llama.context import DecodeContext
 from mecroute.engines.llama.generation import Generation, GenerationRequest, wake
 from mecroute.engines.llama.grammar import Grammar
+from mecroute.engines.llama.kv_memory import KvMemory
 from mecroute.engines.llama.logprobs import token_logprob
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.prefill import left_of_prompt, prefill_rows
-from mecroute.engines.llama.prefix import PrefixCache, Slot, common_prefix
 from mecroute.engines.llama.rates import Rate
 from mecroute.engines.llama.request_queue import FairQueue
 from mecroute.engines.llama.sampling import Sampler
@@ -31,6 +32,8 @@ from mecroute.errors import (
 
 #: Steps with fewer prompt tokens than this say little about how fast prompts are computed.
 MEASURABLE_PREFILL_ROWS = 16
+#: Cells that a sequence which generates may need for a step.
+MAX_DECODE_ROWS = 8
 #: Retry-After before any request has been completed.
 UNMEASURED_RETRY_S = 1.0
 
@@ -45,6 +48,7 @@ class Scheduler:
         name: names the engine in errors.
         n_ctx: tokens a request may have, prompt and answer together.
         n_parallel: requests that run at a time.
+        memory: what the context's KV cells hold; used by this alone from now on.
         kv_tokens: KV cells of the context.
         max_queue: requests that may wait.
 
@@ -55,6 +59,7 @@ class Scheduler:
         self,
         model: LlamaModel,
         context: DecodeContext,
+        memory: KvMemory,
         *,
         name: str,
         n_ctx: int,
@@ -71,9 +76,9 @@ class Scheduler:
         self._n_parallel = n_parallel
         self._kv_tokens = kv_tokens
         self._max_queue = max_queue
-        self._slots = [Slot(i) for i in range(n_parallel)]
-        self._prefixes = PrefixCache(self._slots, can_share=model.can_share_prefix)
+        self._memory = memory
         self._running: list[Sequence] = []
+        self._awaiting: list[Awaiting] = []
         self._queue = FairQueue()
         self._answer_length = AnswerLength()
         #: First answers of requests for several, until the others have been queued.
@@ -133,13 +138,13 @@ class Scheduler:
         """Raise if a request that has just been queued is one too many; another may have to give way."""
         self._leaders = {other for other in self._leaders if not (other.cancelled or other.done)}
         held = sum(len(other.followers) for other in self._leaders)
-        over = len(self._queue) + len(self._running) + held + answers - 1 - self._n_parallel - self._max_queue
+        over = len(self._queue) + self._in_slots() + held + answers - 1 - self._n_parallel - self._max_queue
         if over > 0:
             self._make_room_for(leader, over)
 
     def _make_room_for(self, generation: Generation, places: int) -> None:
         overloaded = OverloadedError(
-            f"{self._name} has {len(self._running)} requests running and {len(self._queue) - 1} waiting",
+            f"{self._name} has {self._in_slots()} requests running and {len(self._queue) - 1} waiting",
             retry_after_s=self._retry_after_s(),
         )
         self._queue.remove(generation)
@@ -161,7 +166,10 @@ class Scheduler:
                 self._work_of(generation),
                 name=self._name,
                 left_s=deadline_at - time.perf_counter(),
-                running=[self._work_left(sequence) for sequence in self._running],
+                running=[
+                    *(self._work_left(sequence) for sequence in self._running),
+                    *(self._work_of(awaiting.generation) for awaiting in self._awaiting),
+                ],
                 ahead=[self._work_of(other) for other in ahead],
                 slots=self._n_parallel,
                 rates=Rates(prefill, decode) if prefill and decode else None,
@@ -169,10 +177,13 @@ class Scheduler:
 
     def _work_of(self, generation: Generation) -> Work:
         # The engine's thread may be adding to a slot's tokens meanwhile: the estimate is a token older then.
-        prompt = list(generation.request.prompt)
-        limit = len(prompt) - 1 if self._model.can_share_prefix else 0
-        cached = max(common_prefix(slot.tokens, prompt, limit=limit) for slot in self._slots)
-        return Work(len(prompt) - cached, self._answer_length.expected(generation.max_tokens))
+        match = self._memory.find(generation.request.prompt)
+        cached = match.coming if match.is_worth_waiting else match.length
+        prefill = len(generation.request.prompt) - cached
+        return Work(prefill, self._answer_length.expected(generation.max_tokens))
+
+    def _in_slots(self) -> int:
+        return len(self._running) + len(self._awaiting)
 
     def _work_left(self, sequence: Sequence) -> Work:
         prefill = len(sequence.prompt) - len(sequence.slot.tokens)
@@ -186,23 +197,27 @@ class Scheduler:
         # A running one is seen at the next step; a waiting one gives up its place at once.
         with self._changed:
             self._queue.remove(generation)
+            self._changed.notify()
 
     def stats(self) -> EngineStats:
         """What is going on now."""
         with self._changed:
-            running, queued = len(self._running), len(self._queue)
+            running, queued = self._in_slots(), len(self._queue)
+            used = self._memory.used_tokens()
             full = running + queued >= self._n_parallel + self._max_queue
             return EngineStats(
                 running=running,
                 queued=queued,
                 n_parallel=self._n_parallel,
-                kv_used_tokens=sum(len(slot.tokens) for slot in self._slots),
+                kv_used_tokens=used,
+                kv_cached_tokens=used - self._memory.pinned_tokens(),
                 kv_total_tokens=self._kv_tokens,
                 prefill_tokens_per_s=self._prefill_rate.per_s,
                 decode_tokens_per_s=self._decode_rate.per_s,
                 tokens_total=self._tokens_total,
                 prompt_tokens_total=self._prompt_tokens_total,
                 prefix_hit_tokens=self._prefix_hit_tokens,
+                prefix_evictions=self._memory.evictions,
                 retry_after_s=self._retry_after_s() if full else 0.0,
             )
 
@@ -246,6 +261,8 @@ class Scheduler:
                 for sequence in self._running:
                     sequence.close()
                 self._running.clear()
+                left += [awaiting.generation for awaiting in self._awaiting]
+                self._awaiting.clear()
                 while self._queue.peek() is not None:
                     left.append(self._queue.pop())
             for generation in left:
@@ -260,14 +277,22 @@ class Scheduler:
                     return False
                 for sequence in [s for s in self._running if s.generation.cancelled]:
                     self._release(sequence)
+                self._awaiting = [one for one in self._awaiting if not one.generation.cancelled]
                 self._expire()
                 self._admit()
                 if self._running:
+                    self._memory.make_room(self._rows_ahead())
                     return True
                 self._changed.wait()
 
     def _expire(self) -> None:
-        late = self._queue.expire(time.perf_counter())
+        now = time.perf_counter()
+        late = self._queue.expire(now)
+        for awaiting in list(self._awaiting):
+            deadline_at = awaiting.generation.request.submitter.deadline_at
+            if deadline_at is not None and deadline_at <= now:
+                self._awaiting.remove(awaiting)
+                late.append(awaiting.generation)
         for generation in late:
             error = "the deadline passed while the request waited for other requests"
             generation.fail(DeadlineExceededError(f"{self._name}: {error}", hint="allow more time"))
@@ -275,29 +300,41 @@ class Scheduler:
             wake(late)
 
     def _admit(self) -> None:
-        while (generation := self._queue.peek()) is not None and self._prefixes.has_idle():
-            room = len(generation.request.prompt) + generation.max_tokens
-            if sum(sequence.room for sequence in self._running) + room > self._kv_tokens:
+        for awaiting in self._awaiting[:]:
+            if awaiting.is_over:
+                self._awaiting.remove(awaiting)
+                self._begin(awaiting.generation)
+        while (generation := self._queue.peek()) is not None and self._in_slots() < self._n_parallel:
+            if not self._fits(generation):
                 return
             self._queue.pop()
+            self._begin(generation)
+
+    def _fits(self, generation: Generation) -> bool:
+        """Whether the room it may come to need is not promised to others; caches give way."""
+        match = self._memory.find(generation.request.prompt)
+        needed = len(generation.request.prompt) + generation.max_tokens
+        if match.source is not None and match.source.busy:
+            needed -= match.length
+        for sequence in self._running:
+            needed += sequence.room - len(sequence.slot.tokens)
+        for awaiting in self._awaiting:
+            needed += len(awaiting.generation.request.prompt) + awaiting.generation.max_tokens
+        return self._memory.pinned_tokens() + needed <= self._kv_tokens
+
+    def _begin(self, generation: Generation) -> None:
+        """Start it, or let it wait for what another one is computing of its prompt."""
+        match = self._memory.find(generation.request.prompt)
+        if match.awaited is not None and match.is_worth_waiting:
+            self._awaiting.append(Awaiting(generation, match.awaited, match.coming))
+        else:
             self._start(generation)
 
     def _start(self, generation: Generation) -> None:
         request = generation.request
         prompt = list(request.prompt)
-        slot, source, cached = self._prefixes.place(prompt)
-        context = self._context
-        if source is slot:
-            if len(slot.tokens) > cached and not context.keep_prefix(slot.id, cached):
-                context.keep_prefix(slot.id, 0)  # removing all of it cannot fail
-                cached = 0
-        else:
-            if slot.tokens:
-                context.keep_prefix(slot.id, 0)
-            if source is not None:
-                context.share_prefix(source.id, slot.id, cached)
-        slot.tokens = prompt[:cached]
-        slot.busy = True
+        slot = self._memory.place(prompt, request.prefix_keys, request.session)
+        cached = len(slot.tokens)
         self._running.append(
             Sequence(
                 generation,
@@ -315,24 +352,19 @@ class Scheduler:
         )
         self._prompt_tokens_total += len(prompt)
         self._prefix_hit_tokens += cached
-        # What runs is promised its room (shared cells counted twice, to be safe); caches get what is left.
-        spare = self._kv_tokens - sum(sequence.room for sequence in self._running)
-        held = sum(len(idle.tokens) for idle in self._slots if not idle.busy)
-        for victim in self._prefixes.victims():
-            if held <= spare:
-                break
-            held -= len(victim.tokens)
-            self._forget(victim)
 
-    def _forget(self, slot: Slot) -> None:
-        self._context.keep_prefix(slot.id, 0)
-        slot.tokens = []
+    def _rows_ahead(self) -> int:
+        """Cells that the next step may need, at most."""
+        wanted = 0
+        for sequence in self._running:
+            decodes = sequence.next_token != PREFILLING
+            wanted += MAX_DECODE_ROWS if decodes else left_of_prompt(sequence)
+        return min(wanted, self._context.n_batch)
 
     def _release(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         sequence.close()
-        sequence.slot.busy = False
-        sequence.slot.last_used = self._step_count
+        self._memory.release(sequence.slot)
 
     def _step(self) -> None:
         """Decode one batch: a token of every request that generates, and a slice of the prompts."""
@@ -448,11 +480,10 @@ class Scheduler:
 
     def _recover(self, status: int) -> None:
         """After a failed step: make room and try again, or give up what cannot go on."""
-        idle = list(self._prefixes.victims())
-        if status == 1 and idle:
-            for slot in idle:
-                self._forget(slot)
-            return
+        if status == 1:
+            with self._changed:
+                if self._memory.evict():
+                    return
         error = TierError(
             f"llama.cpp failed to decode a batch for {self._name} (status {status})",
             hint="send the request again; if it keeps failing, reload the model",
@@ -461,12 +492,11 @@ class Scheduler:
         )
         with self._changed:
             failed = [sequence.generation for sequence in self._running]
-            for sequence in list(self._running):
-                self._release(sequence)
+            for sequence in self._running:
+                sequence.close()
+            self._running.clear()
             # A failed batch leaves some of its rows in memory: none of it can be trusted to match `tokens`.
-            self._context.clear()
-            for slot in self._slots:
-                slot.tokens = []
+            self._memory.clear()
         for generation in failed:
             generation.fail(error)
         wake(failed)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mecroute.engines.llama.generation import FinishReason, Generation, GenerationEvent, Usage
+from mecroute.engines.llama.kv_slot import Slot
 from mecroute.engines.llama.logprobs import TokenLogprob
-from mecroute.engines.llama.prefix import Slot
 from mecroute.engines.llama.sampling import Sampler
 from mecroute.engines.llama.text import TextStream
 

@@ -13,13 +13,15 @@ class EngineStats:
         running: requests that have a slot.
         queued: requests that wait for one.
         n_parallel: slots.
-        kv_used_tokens: tokens held in the slots, for running requests and as a prefix cache.
+        kv_used_tokens: cells of the KV memory in use, for running requests and as a prefix cache.
+        kv_cached_tokens: those of them that only the prefix cache holds.
         kv_total_tokens: tokens the KV memory has room for.
         prefill_tokens_per_s: prompt tokens computed per second, of late; None until measured.
         decode_tokens_per_s: tokens per second that one running request gets, of late; None until measured.
         tokens_total: tokens generated since the start.
         prompt_tokens_total: prompt tokens since the start, cached or not.
         prefix_hit_tokens: prompt tokens since the start that were not computed again.
+        prefix_evictions: times that something was forgotten for its room since the start.
         retry_after_s: when a request refused now is worth repeating; 0 if it would be accepted.
     """
 
@@ -27,10 +29,12 @@ class EngineStats:
     queued: int
     n_parallel: int
     kv_used_tokens: int
+    kv_cached_tokens: int
     kv_total_tokens: int
     prefill_tokens_per_s: float | None
     decode_tokens_per_s: float | None
     tokens_total: int
     prompt_tokens_total: int
     prefix_hit_tokens: int
+    prefix_evictions: int
     retry_after_s: float
