@@ -17,7 +17,7 @@ from mecroute_server.keys import KeyFile
 from mecroute_server.limits import RateLimiter
 from mecroute_server.node import Node
 from mecroute_server.openapi import describe
-from mecroute_server.routes import admin, anthropic, health, kserve, ollama, openai
+from mecroute_server.routes import admin, anthropic, health, kserve, ollama, openai, sessions
 from mecroute_server.settings import ServerSettings
 
 
@@ -54,6 +54,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         ollama.router,
         kserve.router,
         admin.router,
+        sessions.router,
         health.router,
     ):
         app.include_router(router)

@@ -16,25 +16,26 @@ async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
     return parse_json_object(await read_body(request, max_bytes))
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
+async def read_body(request: Request, max_bytes: int, setting: str = "max_body_bytes") -> bytes:
     """The request's body.
 
     Args:
         request: a request whose body has not been read.
         max_bytes: the largest body accepted; reading stops there.
+        setting: names that bound in `[server]`.
 
     Raises:
         BodyTooLargeError: it is larger.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
-        raise _too_large(max_bytes)
+        raise _too_large(max_bytes, setting)
     parts: list[bytes] = []
     size = 0
     async for part in request.stream():
         size += len(part)
         if size > max_bytes:
-            raise _too_large(max_bytes)
+            raise _too_large(max_bytes, setting)
         parts.append(part)
     return b"".join(parts)
 
@@ -70,10 +71,10 @@ def _refuse_lone_surrogates(value: dict[str, Any]) -> None:
         raise InvalidRequestError("the request body has a lone surrogate, which is no character") from error
 
 
-def _too_large(max_bytes: int) -> BodyTooLargeError:
+def _too_large(max_bytes: int, setting: str) -> BodyTooLargeError:
     return BodyTooLargeError(
         f"the request body is larger than this server's {max_bytes:,} bytes",
-        hint="send less, or raise [server] max_body_bytes",
+        hint=f"send less, or raise [server] {setting}",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request
@@ -16,6 +16,7 @@ from mecroute.errors import InvalidRequestError
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
 from mecroute_server.framing import OPENAI_EVENTS, Framing
 from mecroute_server.node import Node
+from mecroute_server.sessions import session_name
 from mecroute_server.slot import Lease
 from mecroute_server.sse import EventStream
 
@@ -95,7 +96,9 @@ async def generate(request: Request, node: Node, endpoint: Endpoint, body: Mappi
     with ExitStack() as held:
         held.callback(lease.release)
         streams = endpoint.wants_stream(body)
-        generation = lease.engine.submit(await parse_off_loop(endpoint.parse, body, lease.engine))
+        session = session_name(request.headers)
+        parsed = await parse_off_loop(endpoint.parse, body, lease.engine)
+        generation = lease.engine.submit(replace(parsed, session=session) if session else parsed)
         held.callback(generation.cancel)
         answer_id = f"{endpoint.id_prefix}{request.state.request_id.removeprefix('req-')}"
         reply = Reply(id=answer_id, model=lease.ref, body=body, load_s=load_s)

@@ -19,8 +19,11 @@ _SPEEDS = (1, 2, 5, 10, 20, 40, 60, 80, 120, 160, 240, 400)
 _GAUGES = (
     ("mecroute_running_requests", "Requests being decoded", "running"),
     ("mecroute_queued_requests", "Requests waiting for a sequence", "queued"),
-    ("mecroute_kv_used_tokens", "Tokens held in the KV cache", "kv_used_tokens"),
-    ("mecroute_kv_total_tokens", "Tokens the KV cache has room for", "kv_total_tokens"),
+    ("mecroute_kv_used_tokens", "Cells of the KV memory in use, shared ones counted once", "kv_used_tokens"),
+    ("mecroute_kv_cached_tokens", "Cells in use that only the prefix cache holds", "kv_cached_tokens"),
+    ("mecroute_kv_total_tokens", "Cells of the KV memory", "kv_total_tokens"),
+    ("mecroute_prefix_hit_rate", "Share of the prompt tokens found in the prefix cache", "prefix_hit_rate"),
+    ("mecroute_prefix_evictions_total", "Conversations forgotten for their room", "prefix_evictions"),
 )
 
 

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from mecroute.device.hardware import hardware_class, usable_cpus
+from mecroute.engines.llama.engine import LlamaEngine
 from mecroute.errors import MecrouteError
 from mecroute_registry._version import __version__
 from mecroute_registry.store import Registry
@@ -14,6 +15,7 @@ from mecroute_server.deploy import Deployer
 from mecroute_server.embedding import EmbeddingQueue
 from mecroute_server.metrics import Metrics
 from mecroute_server.pool import EnginePool
+from mecroute_server.sessions import reported_prefixes
 from mecroute_server.settings import ServerSettings
 from mecroute_server.slot import ModelSlot
 
@@ -135,6 +137,8 @@ def describe_model(slot: ModelSlot) -> dict[str, Any]:
         "queued": stats.queued if stats else 0,
         "kv_used_tokens": stats.kv_used_tokens if stats else 0,
         "kv_total_tokens": stats.kv_total_tokens if stats else 0,
+        "prefix_hit_rate": getattr(stats, "prefix_hit_rate", None),
+        "prefixes": reported_prefixes(engine.residents()) if isinstance(engine, LlamaEngine) else [],
         "prefill_tokens_per_s": stats.prefill_tokens_per_s if stats else None,
         "decode_tokens_per_s": stats.decode_tokens_per_s if stats else None,
         "size_bytes": size_bytes,

@@ -42,6 +42,7 @@ class ServerSettings:
         gpu_layers: layers on the GPU; -1 is all of them.
         max_queue: requests that may wait per model, >= 0; the next one gets 429.
         max_body_bytes: the largest request body, >= 1024.
+        max_session_bytes: the largest conversation that may be imported, >= 1024.
         audit_log: a file for the admin actions, as JSON lines; its folder must exist; default: none.
         tls: the files for HTTPS and mTLS; default: plain HTTP.
         cors_origins: web pages of these origins (`https://app.example`) may use the node; default: none.
@@ -80,6 +81,7 @@ class ServerSettings:
     gpu_layers: int = 0
     max_queue: int = 64
     max_body_bytes: int = 8_000_000
+    max_session_bytes: int = 256_000_000
     audit_log: Path | None = None
     tls: Tls | None = None
     cors_origins: tuple[str, ...] = ()
@@ -103,6 +105,7 @@ class ServerSettings:
             ("output_tokens_per_minute", _or_1(self.output_tokens_per_minute), 1, 1 << 40),
             ("max_queue", self.max_queue, 0, 100_000),
             ("max_body_bytes", self.max_body_bytes, 1024, 1 << 40),
+            ("max_session_bytes", self.max_session_bytes, 1024, 1 << 40),
             ("drain_delay_s", self.drain_delay_s, 0, 3600),
             ("max_connections", self.max_connections, 1, 1_000_000),
             ("header_timeout_s", self.header_timeout_s, 0.01, 86_400),

@@ -4,7 +4,8 @@ MecrouteError
 ├── UsageError                     the caller's mistake
 │   ├── ConfigError                a configuration file, variable or flag
 │   ├── InvalidRequestError        a request no target could serve as written
-│   │   └── ContextLengthError     prompt and output do not fit any context window
+│   │   ├── ContextLengthError     prompt and output do not fit any context window
+│   │   └── InvalidSnapshotError   what should be an exported conversation is none
 │   ├── AuthenticationError        no key, or a key that is not accepted
 │   └── MissingExtraError          an optional part is not installed
 ├── TierError                      a place that should have answered did not
@@ -22,6 +23,9 @@ MecrouteError
 └── RequestRefusedError            understood, and not going to be served
     ├── NoEligibleTargetError      the requirements exclude every target
     ├── DeadlineExceededError      the deadline passed
+    ├── SessionNotFoundError       no such conversation is in memory
+    ├── SessionConflictError       the conversation cannot be moved as things are
+    ├── InsufficientRoomError      the KV memory has no room for it
     └── OverloadedError            the queue is full; carries retry_after_s
 """
 
@@ -54,8 +58,10 @@ __all__ = [
     "ContextLengthError",
     "DeadlineExceededError",
     "DigestMismatchError",
+    "InsufficientRoomError",
     "InvalidModelFileError",
     "InvalidRequestError",
+    "InvalidSnapshotError",
     "MecrouteError",
     "MissingExtraError",
     "ModelNotFoundError",
@@ -65,6 +71,8 @@ __all__ = [
     "OverloadedError",
     "RemoteStoreError",
     "RequestRefusedError",
+    "SessionConflictError",
+    "SessionNotFoundError",
     "TierError",
     "TierResponseError",
     "TierUnreachableError",
@@ -86,6 +94,12 @@ class ContextLengthError(InvalidRequestError):
     """Prompt and requested output do not fit the context window."""
 
     code = "context_length_exceeded"
+
+
+class InvalidSnapshotError(InvalidRequestError):
+    """What should be an exported conversation is none, or was cut off or changed."""
+
+    code = "invalid_snapshot"
 
 
 class AuthenticationError(UsageError):
@@ -168,6 +182,27 @@ class DeadlineExceededError(RequestRefusedError):
 
     status = 504
     code = "deadline_exceeded"
+
+
+class SessionNotFoundError(RequestRefusedError):
+    """No conversation of that name is in memory."""
+
+    status = 404
+    code = "session_not_found"
+
+
+class SessionConflictError(RequestRefusedError):
+    """The conversation cannot be moved: it is being answered, or comes from another model or build."""
+
+    status = 409
+    code = "session_conflict"
+
+
+class InsufficientRoomError(RequestRefusedError):
+    """The KV memory has no room for a conversation."""
+
+    status = 507
+    code = "insufficient_room"
 
 
 class OverloadedError(RequestRefusedError):

@@ -163,6 +163,7 @@ def settings_from(
         gpu_layers=server.gpu_layers,
         max_queue=server.max_queue,
         max_body_bytes=server.max_body_bytes,
+        max_session_bytes=server.max_session_bytes,
     )
 
 

@@ -121,6 +121,9 @@ class ServerConfig(_Table):
     gpu_layers: int = Field(default=0, ge=-1)
     max_queue: int = Field(default=64, ge=0, le=100_000)
     max_body_bytes: int = Field(default=8_000_000, ge=1024)
+    max_session_bytes: int = Field(
+        default=256_000_000, ge=1024, description="the largest conversation that may be imported"
+    )
     api_key: SecretStr | None = Field(default=None, description="a key that may do everything")
     keys_file: Path | None = Field(default=None, description="keys with scopes; see `mecroute keys`")
     requests_per_minute: int | None = Field(default=None, ge=1, description="of a key without its own limit")

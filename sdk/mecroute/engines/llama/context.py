@@ -148,6 +148,32 @@ class DecodeContext:
         """Give an empty sequence the first `length` tokens of another, without copying any data."""
         self._lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
+    def decode_one(self, sequence: int) -> bool:
+        """Put some token into an empty sequence, at position 0; False where that fails."""
+        self.tokens[0] = self.positions[0] = self.wants_logits[0] = 0
+        self.sequences[0] = sequence
+        return self.decode(1) == 0
+
+    def read_state(self, sequence: int) -> bytes:
+        """What llama.cpp writes of a sequence's cells; empty if it cannot."""
+        size = int(self._lib.llama_state_seq_get_size(self.handle, sequence))
+        buffer = bytearray(size)
+        written = int(self._lib.llama_state_seq_get_data(self.handle, _address(buffer), size, sequence))
+        return bytes(buffer) if written == size else b""
+
+    def write_state(self, sequence: int, state: bytes | memoryview) -> bool:
+        """Fill an empty sequence with what `read_state` gave; False if llama.cpp refuses it.
+
+        Args:
+            sequence: its id.
+            state: checked, see `StateLayout.flaw_in`: on some mistakes llama.cpp ends the process.
+        """
+        pointer = ctypes.cast(ctypes.c_char_p(bytes(state)), ctypes.POINTER(ctypes.c_uint8))
+        taken = int(self._lib.llama_state_seq_set_data(self.handle, pointer, len(state), sequence))
+        if taken != len(state):
+            self.keep_prefix(sequence, 0)
+        return taken == len(state)
+
     def clear(self) -> None:
         """Forget every sequence."""
         self._lib.llama_memory_clear(self._memory, False)
@@ -157,3 +183,7 @@ class DecodeContext:
         if self.handle:
             self._lib.llama_free(self.handle)
             self.handle = None
+
+
+def _address(buffer: bytearray) -> Any:
+    return ctypes.cast((ctypes.c_uint8 * len(buffer)).from_buffer(buffer), ctypes.POINTER(ctypes.c_uint8))

@@ -19,10 +19,12 @@ from mecroute.engines.llama.generation import (
     Usage,
 )
 from mecroute.engines.llama.grammar import Grammar
-from mecroute.engines.llama.kv_memory import KvMemory, sequences_for
+from mecroute.engines.llama.kv_memory import KvMemory, Resident, sequences_for
+from mecroute.engines.llama.kv_transfer import KvTransfer
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.sampling import GREEDY, SamplingParams
 from mecroute.engines.llama.scheduler import Scheduler
+from mecroute.engines.llama.sessions import ModelFile, Sessions
 from mecroute.engines.llama.stats import EngineStats
 from mecroute.errors import InvalidRequestError, TierUnreachableError
 
@@ -100,15 +102,22 @@ class LlamaEngine:
         except BaseException:
             self._model.close()
             raise
+        sharing = self._model.prefix_sharing
+        memory = KvMemory(context, n_slots=n_sequences, kv_tokens=room, sharing=sharing)
+        transfer = KvTransfer(context, memory, n_ctx=self.n_ctx, sharing_any=sharing == "any")
         self._scheduler = Scheduler(
             self._model,
             context,
-            KvMemory(context, n_slots=n_sequences, kv_tokens=room, sharing=self._model.prefix_sharing),
+            memory,
             name=self.name,
             n_ctx=self.n_ctx,
             n_parallel=n_parallel,
             kv_tokens=room,
             max_queue=max_queue,
+        )
+        #: Takes conversations out of the KV memory and in again.
+        self.sessions = Sessions(
+            ModelFile(path), transfer, self._scheduler.on_engine, self._model.n_vocab
         )
         self._embedders: list[Embedder] = []
         self._lock = threading.Lock()
@@ -223,6 +232,10 @@ class LlamaEngine:
     def stats(self) -> EngineStats:
         """What the engine is doing, and how fast of late."""
         return self._scheduler.stats()
+
+    def residents(self) -> list[Resident]:
+        """The conversations whose tokens are in memory, the most recently used first."""
+        return self._scheduler.residents()
 
     def warm_up(self) -> None:
         """Generate a few tokens, so that the weights are in memory and both speeds are measured."""

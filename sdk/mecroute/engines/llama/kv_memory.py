@@ -30,6 +30,22 @@ def sequences_for(n_parallel: int, kv_tokens: int) -> int:
     return min(MAX_SEQUENCES, n_parallel + cached)
 
 
+class Resident(NamedTuple):
+    """A conversation in memory.
+
+    Attributes:
+        keys: names of its beginnings (see `mecroute.prefix_keys`), the shortest first.
+        session: the caller's name for it, or None.
+        tokens: how many it has.
+        running: whether it is being answered.
+    """
+
+    keys: tuple[str, ...]
+    session: str | None
+    tokens: int
+    running: bool
+
+
 class SequenceMemory(Protocol):
     """What of a `DecodeContext` is needed here."""
 
@@ -150,6 +166,13 @@ class KvMemory:
         """The sequences that hold something, the most recently used first."""
         return sorted((slot for slot in self.slots if slot.tokens), key=_use, reverse=True)
 
+    def residents(self) -> list[Resident]:
+        """The conversations that are in memory, the most recently used first."""
+        return [
+            Resident(slot.resident_keys, slot.session, len(slot.tokens), slot.busy)
+            for slot in self.conversations()
+        ]
+
     # For requests
 
     def place(self, prompt: Sequence[int], keys: tuple[str, ...] = (), session: str | None = None) -> Slot:
@@ -190,28 +213,15 @@ class KvMemory:
         if self._sharing == "none":
             self._forget(slot)
         else:
-            self.remember(slot)
+            self._remember(slot)
         self._settle()
         if self._max_idle is not None:
             self.make_room(0, keep_idle=self._max_idle)
 
-    def remember(self, slot: Slot) -> None:
-        """An idle sequence now holds its `tokens`; of two that tell the same story the longer one stays."""
-        tokens = slot.tokens
-        self._tree.put(slot, tokens)
-        if self._sharing == "any":
-            for other in list(self._tree.ending_on(tokens)):
-                if other is not slot and not other.busy and _may_stand_for(slot, other):
-                    self._forget(other)
-            for depth, slots in self._tree.matches(tokens)[:1]:
-                for other in slots:
-                    longer = depth == len(tokens) <= len(other.tokens) and other is not slot
-                    if longer and _may_stand_for(other, slot):
-                        if not other.busy and len(slot.resident_keys) > len(other.resident_keys):
-                            other.name(slot.resident_keys, 0)
-                        self._use(other)
-                        self._forget(slot)
-                        break
+    def adopt(self, slot: Slot) -> None:
+        """An idle sequence has been filled from elsewhere; it is the one used last."""
+        self._use(slot)
+        self._remember(slot)
         self._settle()
 
     def take_empty(self) -> Slot | None:
@@ -261,6 +271,24 @@ class KvMemory:
         self._settle()
 
     # How
+
+    def _remember(self, slot: Slot) -> None:
+        """Make an idle sequence findable; of two that tell the same story the longer one stays."""
+        tokens = slot.tokens
+        self._tree.put(slot, tokens)
+        if self._sharing == "any":
+            for other in list(self._tree.ending_on(tokens)):
+                if other is not slot and not other.busy and _may_stand_for(slot, other):
+                    self._forget(other)
+            for depth, slots in self._tree.matches(tokens)[:1]:
+                for other in slots:
+                    longer = depth == len(tokens) <= len(other.tokens) and other is not slot
+                    if longer and _may_stand_for(other, slot):
+                        if not other.busy and len(slot.resident_keys) > len(other.resident_keys):
+                            other.name(slot.resident_keys, 0)
+                        self._use(other)
+                        self._forget(slot)
+                        break
 
     def _idle_slot(self, *, other_than: Slot | None) -> Slot:
         idle = [slot for slot in self.slots if not slot.busy]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from itertools import takewhile
+from typing import TypeVar
 
 from mecroute.engines.llama.admission import AnswerLength, Rates, Work, check_deadline
 from mecroute.engines.llama.awaiting import Awaiting
 from mecroute.engines.llama.context import DecodeContext
+from mecroute.engines.llama.errands import Errands
 from mecroute.engines.llama.generation import Generation, GenerationRequest, wake
 from mecroute.engines.llama.grammar import Grammar
-from mecroute.engines.llama.kv_memory import KvMemory
+from mecroute.engines.llama.kv_memory import KvMemory, Resident
 from mecroute.engines.llama.logprobs import token_logprob
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.prefill import left_of_prompt, prefill_rows
@@ -36,6 +40,8 @@ MEASURABLE_PREFILL_ROWS = 16
 MAX_DECODE_ROWS = 8
 #: Retry-After before any request has been completed.
 UNMEASURED_RETRY_S = 1.0
+
+_T = TypeVar("_T")
 
 
 class Scheduler:
@@ -80,6 +86,7 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._awaiting: list[Awaiting] = []
         self._queue = FairQueue()
+        self._errands = Errands()
         self._answer_length = AnswerLength()
         #: First answers of requests for several, until the others have been queued.
         self._leaders: set[Generation] = set()
@@ -221,6 +228,20 @@ class Scheduler:
                 retry_after_s=self._retry_after_s() if full else 0.0,
             )
 
+    def on_engine(self, work: Callable[[], _T]) -> Future[_T]:
+        """Have `work` done on the engine's thread between two steps, where it may use context and memory."""
+        with self._changed:
+            if self._closing:
+                raise self._closed_error()
+            future = self._errands.leave(work)
+            self._changed.notify()
+        return future
+
+    def residents(self) -> list[Resident]:
+        """The conversations in memory, the one used last first."""
+        with self._changed:
+            return self._memory.residents()
+
     def _retry_after_s(self) -> float:
         """How long until one of the requests ends and makes a place free, at the measured rate."""
         completions_per_s = self._completion_rate.per_s
@@ -257,6 +278,7 @@ class Scheduler:
             # Also when a step raised: nobody may wait for an answer that will not come.
             with self._changed:
                 self._closing = True
+                self._errands.refuse(self._closed_error())
                 left = [sequence.generation for sequence in self._running]
                 for sequence in self._running:
                     sequence.close()
@@ -278,6 +300,7 @@ class Scheduler:
                 for sequence in [s for s in self._running if s.generation.cancelled]:
                     self._release(sequence)
                 self._awaiting = [one for one in self._awaiting if not one.generation.cancelled]
+                self._errands.do()
                 self._expire()
                 self._admit()
                 if self._running:

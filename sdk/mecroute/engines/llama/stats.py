@@ -38,3 +38,8 @@ class EngineStats:
     prefix_hit_tokens: int
     prefix_evictions: int
     retry_after_s: float
+
+    @property
+    def prefix_hit_rate(self) -> float | None:
+        """Share of the prompt tokens since the start that were not computed again; None before there are any."""
+        return self.prefix_hit_tokens / self.prompt_tokens_total if self.prompt_tokens_total else None

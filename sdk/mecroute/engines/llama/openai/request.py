@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from mecroute.engines.llama.generation import GenerationRequest
@@ -13,6 +14,7 @@ from mecroute.engines.llama.openai.messages import parse_messages
 from mecroute.engines.llama.openai.tools import parse_tools
 from mecroute.engines.llama.sampling import SamplingParams
 from mecroute.errors import InvalidRequestError
+from mecroute.prefix_keys import prefix_keys
 
 _MAX_STOPS = 16
 #: OpenAI's own limit.
@@ -96,7 +98,11 @@ def parse_chat(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRe
     limit = _integer(fields, "max_completion_tokens", 1, None)
     if limit is None:
         limit = _integer(fields, "max_tokens", 1, None)
-    return _request(fields, prompt, limit or engine.n_ctx, _chat_logprobs(fields), constraint, tools.names)
+    request = _request(
+        fields, prompt, limit or engine.n_ctx, _chat_logprobs(fields), constraint, tools.names
+    )
+    # The very messages that were sent: clients name conversations by them too.
+    return replace(request, prefix_keys=tuple(prefix_keys(fields["messages"], tools=fields.get("tools"))))
 
 
 def parse_completion(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRequest:
