@@ -11,14 +11,15 @@ from typing import TypeVar
 
 from mecroute.engines.llama.admission import AnswerLength, Rates, Work, check_deadline
 from mecroute.engines.llama.awaiting import Awaiting
+from mecroute.engines.llama.batch import Batch
+from mecroute.engines.llama.choosing import TokenChooser
 from mecroute.engines.llama.context import DecodeContext
 from mecroute.engines.llama.errands import Errands
 from mecroute.engines.llama.generation import Generation, GenerationRequest, wake
 from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.kv_memory import KvMemory, Resident
-from mecroute.engines.llama.logprobs import token_logprob
 from mecroute.engines.llama.model import LlamaModel
-from mecroute.engines.llama.prefill import left_of_prompt, prefill_rows
+from mecroute.engines.llama.prefill import left_of_prompt
 from mecroute.engines.llama.rates import Rate
 from mecroute.engines.llama.request_queue import FairQueue
 from mecroute.engines.llama.sampling import Sampler
@@ -73,8 +74,6 @@ class Scheduler:
         kv_tokens: int,
         max_queue: int,
     ) -> None:
-        import numpy as np
-
         self._model = model
         self._context = context
         self._name = name
@@ -92,8 +91,7 @@ class Scheduler:
         self._leaders: set[Generation] = set()
         self._changed = threading.Condition()
         self._closing = False
-        self._pieces: dict[int, bytes | None] = {}
-        self._counting = np.arange(n_ctx, dtype=np.int32)
+        self._chooser = TokenChooser(model, context)
         self._step_count = 0
         self._prefill_rate = Rate()
         self._decode_rate = Rate()
@@ -390,86 +388,20 @@ class Scheduler:
         self._memory.release(sequence.slot)
 
     def _step(self) -> None:
-        """Decode one batch: a token of every request that generates, and a slice of the prompts."""
-        context, running = self._context, self._running
-        tokens, positions = context.tokens, context.positions
-        sequences, wants_logits = context.sequences, context.wants_logits
+        """Decode one batch, and give every request in it that can have one its next token."""
         self._step_count += 1
-        chosen: list[tuple[Sequence, int]] = []
-        rows = 0
-        for sequence in running:
-            if sequence.next_token != PREFILLING:
-                slot = sequence.slot
-                tokens[rows] = sequence.next_token
-                positions[rows] = len(slot.tokens)
-                sequences[rows] = slot.id
-                wants_logits[rows] = 1
-                chosen.append((sequence, rows))
-                rows += 1
-        decoding = rows
-        prefills: list[tuple[Sequence, int]] = []
-        if decoding < len(running):
-            waiting = [sequence for sequence in running if sequence.next_token == PREFILLING]
-            # The shortest first: they are not held up by a long one, which has its own share of the step.
-            waiting.sort(key=left_of_prompt)
-            limit = decoding + prefill_rows(
-                waiting, decoding=decoding, n_batch=context.n_batch, speed=self._prefill_rate.per_s
-            )
-            for sequence in waiting:
-                if rows < limit:
-                    slot = sequence.slot
-                    done = len(slot.tokens)
-                    count = min(len(sequence.prompt) - done, limit - rows)
-                    end = rows + count
-                    tokens[rows:end] = sequence.prompt[done : done + count]
-                    positions[rows:end] = self._counting[done : done + count]
-                    sequences[rows:end] = slot.id
-                    wants_logits[rows:end] = 0
-                    prefills.append((sequence, count))
-                    if done + count == len(sequence.prompt):
-                        wants_logits[end - 1] = 1
-                        chosen.append((sequence, end - 1))
-                    rows = end
-
+        batch = Batch(self._context, self._running, prefill_speed=self._prefill_rate.per_s)
         started_at = time.perf_counter()
-        status = context.decode(rows)
+        status = self._context.decode(batch.rows)
         if status != 0:
             self._recover(status)
             return
-        for sequence, _ in chosen[:decoding]:
-            sequence.slot.tokens.append(sequence.next_token)
-        for sequence, count in prefills:
-            done = len(sequence.slot.tokens)
-            sequence.slot.tokens.extend(sequence.prompt[done : done + count])
-        self._follow([sequence.generation for sequence, _ in chosen[decoding:]])
-
-        sample, pieces = context.sample, self._pieces
-        finished: list[Sequence] = []
-        now = started_at
-        for sequence, row in chosen:
-            constrained = sequence.sampler.constrained
-            if constrained is None:
-                token = sample(sequence.sampler.handle, row)
-            else:
-                try:
-                    token = constrained.choose(context.logits(row, self._model.n_vocab))
-                except InvalidRequestError as error:
-                    sequence.generation.fail(error)
-                    finished.append(sequence)
-                    continue
-            piece = pieces[token] if token in pieces else self._learn_piece(token)
-            if sequence.top_logprobs is not None and piece is not None:
-                logits = context.logits(row, self._model.n_vocab)
-                sequence.note(token_logprob(logits, token, sequence.top_logprobs, self._model.spell), piece)
-            now = time.perf_counter()
-            if sequence.accept(token, piece, now):
-                finished.append(sequence)
-        wake([sequence.generation for sequence, _ in chosen])
-
-        self._tokens_total += len(chosen)
-        took = (now if chosen else time.perf_counter()) - started_at
+        batch.decoded()
+        self._follow([sequence.generation for sequence in batch.prompts_complete])
+        finished = self._chooser.choose(batch)
+        self._tokens_total += len(batch.choices)
         if self._step_count > 1:  # the first one reads the weights from disk
-            self._measure(decoding, rows - decoding, len(finished), took)
+            self._measure(batch, len(finished), time.perf_counter() - started_at)
         if finished:
             with self._changed:
                 for sequence in finished:
@@ -489,17 +421,12 @@ class Scheduler:
                 leader.followers = ()
                 self._leaders.discard(leader)
 
-    def _measure(self, decoding: int, prefilled: int, finished: int, took_s: float) -> None:
-        if decoding:
+    def _measure(self, batch: Batch, finished: int, took_s: float) -> None:
+        if batch.decoding:
             self._decode_rate.add(1, took_s)
-        if prefilled >= MEASURABLE_PREFILL_ROWS:
-            self._prefill_rate.add(prefilled, took_s)
+        if batch.prefilled >= MEASURABLE_PREFILL_ROWS:
+            self._prefill_rate.add(batch.prefilled, took_s)
         self._completion_rate.add(finished, took_s)
-
-    def _learn_piece(self, token: int) -> bytes | None:
-        piece = None if self._model.is_end(token) else self._model.piece(token)
-        self._pieces[token] = piece
-        return piece
 
     def _recover(self, status: int) -> None:
         """After a failed step: make room and try again, or give up what cannot go on."""
