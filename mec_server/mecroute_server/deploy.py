@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from mecroute.errors import (
@@ -17,7 +18,9 @@ from mecroute.errors import (
 from mecroute_registry.facts import ModelVersion, parse_ref
 from mecroute_registry.selection import select
 from mecroute_registry.store import Registry
+from mecroute_server.errors import ModelBusyError
 from mecroute_server.pool import EnginePool
+from mecroute_server.remembered import NodeMemory
 from mecroute_server.settings import ServerSettings
 from mecroute_server.slot import ModelSlot
 
@@ -40,12 +43,16 @@ class Deployer:
         settings: the node's settings; its store is the only place a model is pulled from.
         registry: the node's own registry.
         pool: where the model is to serve.
+        memory: remembers what was deployed.
     """
 
-    def __init__(self, settings: ServerSettings, registry: Registry, pool: EnginePool) -> None:
+    def __init__(
+        self, settings: ServerSettings, registry: Registry, pool: EnginePool, memory: NodeMemory
+    ) -> None:
         self._settings = settings
         self._registry = registry
         self._pool = pool
+        self._memory = memory
         self._puller = ThreadPoolExecutor(max_workers=2, thread_name_prefix="mecroute-pull")
         self._store: RemoteStore | None = None
 
@@ -59,7 +66,7 @@ class Deployer:
         if self._settings.store_uri is not None:
             self._open_store()
 
-    async def deploy(self, ref: str, digest: str | None = None) -> ModelSlot:
+    async def deploy(self, ref: str, digest: str | None = None, *, remember: bool = True) -> ModelSlot:
         """Start to deploy a model and return at once; its slot shows how far it is.
 
         The same deployment asked for twice is one deployment; one that serves already is left alone.
@@ -67,6 +74,7 @@ class Deployer:
         Args:
             ref: `name:version`, or `name` or `name@sha256:…`, which are looked up first.
             digest: the manifest digest it must have; None accepts the one the store names.
+            remember: whether it is to be there after a restart.
 
         Raises:
             InvalidRequestError: `ref` is not a reference, or another digest of it is on its way.
@@ -92,7 +100,11 @@ class Deployer:
                     model=ref,
                 )
             return slot
+        if slot is not None:
+            slot.stopped = False
         if slot is not None and slot.loaded is not None and self._is_wanted(slot.model, digest):
+            if remember:
+                self._remember(slot)
             return slot
         is_new = slot is None
         slot = slot or self._pool.add_ref(ref)
@@ -111,24 +123,76 @@ class Deployer:
             slot.wanted_digest = digest
             wanted = local if self._is_wanted(local, digest) else None
             slot.begin("pulling" if wanted is None else "verifying", "waiting for its turn")
-            slot.deployment = self._pool.spawn(self._run(slot, digest, wanted))
+            slot.deployment = self._pool.spawn(self._run(slot, digest, wanted, remember))
         return slot
+
+    async def remove(self, ref: str, *, drain: bool = False) -> None:
+        """Remove a model from this node: from memory, from its registry, and from what it remembers.
+
+        Args:
+            ref: `name:version`.
+            drain: whether to wait for its requests to end, taking no new ones; else it must have none.
+
+        Raises:
+            ModelNotFoundError: this node has no such model.
+            ModelBusyError: it has requests.
+            InvalidRequestError: it is served from a file, which is not the node's to delete.
+        """
+        slot = self._pool.slot(ref)
+        if slot is not None and slot.file is not None:
+            raise InvalidRequestError(
+                f"'{ref}' is served from {slot.file}, which is not in the node's registry",
+                hint=f"POST /admin/models/{ref}/unload takes it out of memory",
+                model=ref,
+            )
+        local = await self._in_thread(self._local, ref)
+        if slot is None and local is None:
+            raise ModelNotFoundError(
+                f"node '{self._settings.node}' has no model '{ref}'",
+                hint="GET /admin/models lists those it has; name one with its version",
+                model=ref,
+            )
+        if slot is not None:
+            in_flight = slot.loaded.in_flight if slot.loaded is not None else 0
+            if in_flight and not drain:
+                raise ModelBusyError(
+                    f"'{ref}' answers {in_flight} requests",
+                    hint="DELETE with ?drain=true waits for them and takes no new ones",
+                    retryable=True,
+                    model=ref,
+                )
+            await self._pool.unload(slot)
+            slot.pinned = False
+        self._memory.removed(ref)
+        if local is not None:
+            await self._in_thread(self._registry.remove, ref)
+        if slot is not None:
+            self._pool.discard(slot)
 
     async def close(self) -> None:
         """End the pulling threads; call it when the pool has closed and so no deployment is left."""
         await asyncio.to_thread(self._puller.shutdown)
 
-    async def _run(self, slot: ModelSlot, digest: str | None, local: ModelVersion | None) -> None:
+    def _remember(self, slot: ModelSlot) -> None:
+        if slot.model is not None:
+            self._memory.deployed(slot.ref, slot.model.digest)
+
+    async def _run(
+        self, slot: ModelSlot, digest: str | None, local: ModelVersion | None, remember: bool
+    ) -> None:
         try:
             async with slot.lock:
                 with self._pool.attempt(slot):
                     if slot.loaded is not None and self._is_wanted(slot.model, digest):
                         slot.succeed()  # loaded while this one waited for the lock
+                        if remember:
+                            self._remember(slot)
                         return
                     try:
                         model = local or await self._pull(slot, digest)
                         self._stop_if_cancelled(slot)
-                        await self._pool.load_locked(slot, model)
+                        with self._remembering(slot.ref, model.digest if remember else None):
+                            await self._pool.load_locked(slot, model)
                     except (_Cancelled, MecrouteError):
                         # A store may have put its own error around ours.
                         if not slot.cancelled:
@@ -137,6 +201,19 @@ class Deployer:
         finally:
             slot.deployment = None
             slot.wanted_digest = None
+
+    @contextmanager
+    def _remembering(self, ref: str, digest: str | None) -> Iterator[None]:
+        """Remember a deployment before anybody is told that it serves, and forget it if it fails."""
+        before = self._memory.models().get(ref)
+        if digest is not None:
+            self._memory.deployed(ref, digest)
+        try:
+            yield
+        except BaseException:
+            if digest is not None:
+                self._memory.deployed(ref, before.digest if before is not None else None)
+            raise
 
     async def _pull(self, slot: ModelSlot, digest: str | None) -> ModelVersion:
         slot.begin("pulling", f"from {self._settings.store_uri}")

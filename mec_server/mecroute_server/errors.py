@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -20,7 +21,9 @@ from mecroute.errors import (
     TierError,
     UsageError,
 )
+from mecroute_server.budget import MemoryBudget
 from mecroute_server.dialects import Dialect, error_in
+from mecroute_server.footprint import Footprint
 from mecroute_server.keys import ApiKey
 
 
@@ -66,6 +69,33 @@ class MissingScopeError(RequestRefusedError):
     def __init__(self, message: str, *, key: ApiKey, hint: str) -> None:
         super().__init__(message, hint=hint)
         self.key = key
+
+
+class ModelBusyError(RequestRefusedError):
+    """The model answers requests, so that what was asked of it cannot be done now."""
+
+    status = 409
+    code = "model_busy"
+
+
+class InsufficientMemoryError(RequestRefusedError):
+    """A model does not fit into the node's memory budget, whatever else leaves it."""
+
+    status = 507
+    code = "insufficient_memory"
+
+    def __init__(self, ref: str, need: Footprint, budget: MemoryBudget, *, pinned: Sequence[str]) -> None:
+        wants, has = [f"{need.ram_bytes:,} bytes of RAM"], [f"{budget.ram_bytes:,}"]
+        if need.vram_bytes:
+            wants.append(f"{need.vram_bytes:,} of GPU memory")
+            has.append("no bound" if budget.vram_bytes is None else f"{budget.vram_bytes:,}")
+        kept = f", part of which pinned models hold ({', '.join(pinned)})" if pinned else ""
+        super().__init__(
+            f"'{ref}' needs about {' and '.join(wants)}, and this node's budget is {' and '.join(has)}{kept}",
+            hint=("unpin a model, " if pinned else "")
+            + "serve it with a smaller [server] context or parallel, deploy a smaller quantization, or raise "
+            "[server] memory_budget_bytes",
+        )
 
 
 #: First match wins, so a class stands before its parents. The HTTP status and the code are the class's own.

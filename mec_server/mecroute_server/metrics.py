@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from mecroute.engines.llama.engine import Usage
@@ -117,7 +117,32 @@ class _PoolCollector(Collector):
     def __init__(self, pool: EnginePool) -> None:
         self._pool = pool
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def _memory(self) -> Iterator[Metric]:
+        """What loading and unloading has done, and how much memory the models have."""
+        residency = self._pool.residency
+        loads = CounterMetricFamily("mecroute_model_loads", "Models loaded", labels=("model",))
+        seconds = CounterMetricFamily("mecroute_model_load_seconds", "Time loading took", labels=("model",))
+        for ref, count in self._pool.loads.items():
+            loads.add_metric((ref,), count)
+            seconds.add_metric((ref,), self._pool.load_seconds[ref])
+        evictions = CounterMetricFamily(
+            "mecroute_model_evictions",
+            "Models that left memory, for another (memory) or unused (idle)",
+            labels=("model", "reason"),
+        )
+        for labels, count in residency.evictions.items():
+            evictions.add_metric(labels, count)
+        budget, now = residency.budget, residency.budget.resident
+        resident = GaugeMetricFamily("mecroute_resident_bytes", "Memory of the models", labels=("kind",))
+        resident.add_metric(("ram",), now.ram_bytes)
+        resident.add_metric(("vram",), now.vram_bytes)
+        most = GaugeMetricFamily("mecroute_memory_budget_bytes", "The most they may have", labels=("kind",))
+        most.add_metric(("ram",), budget.ram_bytes)
+        if budget.vram_bytes is not None:
+            most.add_metric(("vram",), budget.vram_bytes)
+        yield from (loads, seconds, evictions, resident, most)
+
+    def collect(self) -> Iterator[Metric]:
         """One gauge per fact, one sample per model."""
         state = GaugeMetricFamily(
             "mecroute_model_state", "1 for the state it is in", labels=("model", "state")
@@ -125,6 +150,7 @@ class _PoolCollector(Collector):
         for slot in self._pool.slots():
             state.add_metric((slot.ref, slot.state), 1)
         yield state
+        yield from self._memory()
         ready = [(slot.ref, slot.loaded.engine.stats()) for slot in self._pool.slots() if slot.loaded]
         for name, says, field in _GAUGES:
             gauge = GaugeMetricFamily(name, says, labels=("model",))

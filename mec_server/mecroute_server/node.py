@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from urllib.parse import quote
 
 from mecroute.device.hardware import hardware_class, usable_cpus
 from mecroute.engines.llama.engine import LlamaEngine
-from mecroute.errors import MecrouteError
+from mecroute.errors import MecrouteError, ModelNotFoundError
 from mecroute_registry._version import __version__
 from mecroute_registry.store import Registry
 from mecroute_server import machine
@@ -15,6 +16,7 @@ from mecroute_server.deploy import Deployer
 from mecroute_server.embedding import EmbeddingQueue
 from mecroute_server.metrics import Metrics
 from mecroute_server.pool import EnginePool
+from mecroute_server.remembered import NodeMemory, Remembered
 from mecroute_server.sessions import reported_prefixes
 from mecroute_server.settings import ServerSettings
 from mecroute_server.slot import ModelSlot
@@ -31,7 +33,10 @@ class Node:
         self.settings = settings
         self.registry = Registry(settings.registry_root)
         self.pool = EnginePool(settings, self.registry)
-        self.deployer = Deployer(settings, self.registry, self.pool)
+        self.memory = NodeMemory(
+            settings.state_path or self.registry.root / "nodes" / f"{quote(settings.node, safe='')}.json"
+        )
+        self.deployer = Deployer(settings, self.registry, self.pool, self.memory)
         self.embeddings = EmbeddingQueue(settings.max_queue)
         self.metrics = Metrics(settings.node, self.pool)
         self._cpu = machine.CpuMeter()
@@ -39,11 +44,22 @@ class Node:
         self._starting: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin to load the models the settings name; returns at once."""
+        """Begin to load the models that the settings name and those of the last run; returns at once.
+
+        What was deployed before is there at once. It is loaded, what is pinned first, as long as it fits
+        beside what is loaded already; the rest is loaded when it is asked for.
+        """
         for path in self.settings.model_files:
             self._starting.append(self.pool.spawn(self.pool.load(self.pool.add_file(path))))
         for ref in self.settings.models:
             self._starting.append(self.pool.spawn(self._start_ref(ref)))
+        remembered = self.memory.models()
+        for ref in sorted(remembered, key=lambda ref: not remembered[ref].pinned):
+            slot = self.pool.slot(ref)
+            if slot is not None:
+                slot.pinned = slot.pinned or remembered[ref].pinned
+            elif ref not in self.settings.models:
+                self._starting.append(self.pool.spawn(self._restore(ref, remembered[ref])))
         self._starting.append(self.pool.spawn(self._look_for_gpu()))
 
     async def started(self) -> None:
@@ -76,7 +92,7 @@ class Node:
     def describe(self) -> dict[str, Any]:
         """The node's state for `/admin/node`: measured values, bytes, tokens and seconds."""
         total, available = machine.memory_bytes()
-        settings = self.settings
+        settings, budget = self.settings, self.pool.residency.budget
         return {
             "node": settings.node,
             "zone": settings.zone,
@@ -88,10 +104,28 @@ class Node:
             "memory_total_bytes": total,
             "memory_available_bytes": available,
             "peak_memory_bytes": machine.peak_memory_bytes(),
+            "memory_budget_bytes": budget.ram_bytes,
+            "memory_resident_bytes": budget.resident.ram_bytes,
+            "vram_budget_bytes": budget.vram_bytes,
+            "vram_resident_bytes": budget.resident.vram_bytes,
             "gpu_backend": self._gpu_backend,
             "store": settings.store_uri,
-            "models": [describe_model(slot) for slot in self.pool.slots()],
+            "models": [self.describe_model(slot) for slot in self.pool.slots()],
             "retry_after_s": self._retry_after_s(),
+        }
+
+    def describe_model(self, slot: ModelSlot) -> dict[str, Any]:
+        """One model's state for `/admin/models` and `/admin/node`."""
+        loaded = slot.loaded
+        held = self.pool.residency.budget.held(loaded) if loaded is not None else None
+        return {
+            **_describe(slot),
+            "pinned": slot.pinned,
+            "on_demand": loaded is None and self.pool.loads_when_asked(slot),
+            "heat": round(slot.heat.value(), 3),
+            "load_s": round(loaded.load_s, 3) if loaded is not None else slot.last_load_s,
+            "resident_bytes": held.ram_bytes if held is not None else 0,
+            "vram_resident_bytes": held.vram_bytes if held is not None else 0,
         }
 
     def _retry_after_s(self) -> float:
@@ -101,19 +135,49 @@ class Node:
 
     async def _start_ref(self, ref: str) -> None:
         try:
-            slot = await self.deployer.deploy(ref)
+            slot = await self.deployer.deploy(ref, remember=False)
         except MecrouteError as error:
             self.pool.add_ref(ref).fail(error)
             raise
         if slot.deployment is not None:
             await slot.deployment
 
+    async def _restore(self, ref: str, entry: Remembered) -> None:
+        """Bring back a model of the last run, without having others leave for it."""
+        slot = self.pool.add_ref(ref)
+        slot.pinned = slot.pinned or entry.pinned
+        try:
+            model = await asyncio.to_thread(self.registry.get, ref)
+        except ModelNotFoundError as error:
+            if entry.digest is None:  # a file, pinned once, that is no longer served
+                self.pool.discard(slot)
+            elif self.settings.store_uri is not None:
+                await self.deployer.deploy(ref, entry.digest)
+            else:
+                slot.fail(error)
+            return
+        slot.model = model
+        await self.pool.load(slot, only_if_it_fits=not slot.pinned)
+
+    async def pin(self, slot: ModelSlot, pinned: bool) -> None:
+        """Keep a model in memory from now on, or no longer; a pinned one that is not there is loaded.
+
+        Raises:
+            ConfigError: it could not be written down; nothing has changed then.
+        """
+        self.memory.pinned(slot.ref, pinned)
+        slot.pinned = pinned
+        if pinned and slot.loaded is None and slot.settled.is_set():
+            slot.begin("loading", "waiting for its turn")
+            self.pool.spawn(self.pool.load(slot))
+        elif not pinned and slot.loaded is not None and not slot.loaded.in_flight:
+            self.pool.residency.idle(slot, slot.loaded)
+
     async def _look_for_gpu(self) -> None:
         self._gpu_backend = await asyncio.to_thread(machine.gpu_backend)
 
 
-def describe_model(slot: ModelSlot) -> dict[str, Any]:
-    """One model's state as `/admin/models` and `/admin/node` show it."""
+def _describe(slot: ModelSlot) -> dict[str, Any]:
     engine = slot.loaded.engine if slot.loaded is not None else None
     stats = engine.stats() if engine is not None else None
     error = slot.error

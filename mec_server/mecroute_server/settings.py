@@ -30,6 +30,8 @@ class ServerSettings:
         zone: the edge zone it stands in.
         region: the region it stands in; compared with a request's residency.
         registry_root: the node's own registry; default: the user data folder.
+        state_path: the file that remembers what was deployed and pinned; it need not exist. Default:
+            `nodes/<node>.json` in the node's registry.
         store_uri: where deployments are pulled from, as `s3://bucket/prefix`.
         store_endpoint_url: an S3 endpoint other than AWS.
         store_region: the store's AWS region.
@@ -40,6 +42,12 @@ class ServerSettings:
         context: tokens per sequence, >= 64; a model trained for fewer gets what it was trained for.
         parallel: sequences decoded at once, 1..256.
         gpu_layers: layers on the GPU; -1 is all of them.
+        memory_budget_bytes: RAM that models may take together, >= 1; default: three quarters of what the
+            machine or its container has.
+        vram_budget_bytes: the same of GPU memory, >= 0; default: no bound.
+        pinned: references, or names of model files, that stay in memory once they are there.
+        keep_alive_s: how long a model that nobody asks stays in memory, >= 0; default: until its room is
+            needed.
         max_queue: requests that may wait per model, >= 0; the next one gets 429.
         max_body_bytes: the largest request body, >= 1024.
         max_session_bytes: the largest conversation that may be imported, >= 1024.
@@ -70,6 +78,7 @@ class ServerSettings:
     zone: str | None = None
     region: str | None = None
     registry_root: Path | None = None
+    state_path: Path | None = None
     store_uri: str | None = None
     store_endpoint_url: str | None = None
     store_region: str | None = None
@@ -79,6 +88,10 @@ class ServerSettings:
     context: int = 4096
     parallel: int = 8
     gpu_layers: int = 0
+    memory_budget_bytes: int | None = None
+    vram_budget_bytes: int | None = None
+    pinned: tuple[str, ...] = ()
+    keep_alive_s: float | None = None
     max_queue: int = 64
     max_body_bytes: int = 8_000_000
     max_session_bytes: int = 256_000_000
@@ -103,6 +116,9 @@ class ServerSettings:
             ("gpu_layers", self.gpu_layers, -1, 10_000),
             ("requests_per_minute", _or_1(self.requests_per_minute), 1, 1 << 40),
             ("output_tokens_per_minute", _or_1(self.output_tokens_per_minute), 1, 1 << 40),
+            ("memory_budget_bytes", _or_1(self.memory_budget_bytes), 1, 1 << 50),
+            ("vram_budget_bytes", _or_1(self.vram_budget_bytes), 0, 1 << 50),
+            ("keep_alive_s", self.keep_alive_s or 0, 0, 86_400 * 366),
             ("max_queue", self.max_queue, 0, 100_000),
             ("max_body_bytes", self.max_body_bytes, 1024, 1 << 40),
             ("max_session_bytes", self.max_session_bytes, 1024, 1 << 40),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mecroute.errors import InvalidRequestError, MecrouteError
 from mecroute_registry.facts import ModelVersion, Task
+from mecroute_server.budget import Heat
 
 if TYPE_CHECKING:
     from mecroute.engines.llama.engine import LlamaEngine
@@ -21,14 +24,41 @@ if TYPE_CHECKING:
 ModelState = Literal["pulling", "verifying", "loading", "ready", "failed", "unloaded"]
 
 
-class LoadedModel:
-    """An engine, and how many requests it is answering; used on the event loop only."""
+#: A model whose last caller has just been answered is likely to be asked again by the same one.
+_CALLER_PAUSE_S = 0.1
 
-    def __init__(self, engine: LlamaEngine | OnnxEngine, *, size_bytes: int) -> None:
+
+class LoadedModel:
+    """An engine, and how many requests it is answering; used on the event loop only.
+
+    Args:
+        engine: the engine.
+        size_bytes: of the model file.
+        load_s: how long loading took.
+        on_idle: called with this whenever its last request has ended.
+
+    Attributes:
+        uses: requests so far.
+        worth: what keeping it is worth, as of its last request; see `MemoryBudget.worth`.
+    """
+
+    def __init__(
+        self,
+        engine: LlamaEngine | OnnxEngine,
+        *,
+        size_bytes: int,
+        load_s: float = 0.0,
+        on_idle: Callable[[LoadedModel], None] | None = None,
+    ) -> None:
         self.engine = engine
         self.size_bytes = size_bytes
+        self.load_s = load_s
         self.since = datetime.now(UTC)
         self.in_flight = 0
+        self.uses = 0
+        self.worth = 0.0
+        self._on_idle = on_idle
+        self._loaded_at = time.monotonic()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -69,6 +99,7 @@ class LoadedModel:
     def held(self) -> None:
         """One request has begun."""
         self.in_flight += 1
+        self.uses += 1
         self._idle.clear()
 
     def returned(self) -> None:
@@ -76,6 +107,25 @@ class LoadedModel:
         self.in_flight -= 1
         if self.in_flight == 0:
             self._idle.set()
+            if self._on_idle is not None:
+                self._on_idle(self)
+
+    def turn_left_s(self, turn_s: float) -> float:
+        """Seconds until it has served for `turn_s`; 0 when that has been."""
+        return max(0.0, self._loaded_at + turn_s - time.monotonic())
+
+    async def turn_over(self, turn_s: float) -> None:
+        """Wait until it has served for `turn_s`, or nobody asks it any more."""
+        while left_s := self.turn_left_s(turn_s):
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._idle.wait()
+                    uses = self.uses
+                    await asyncio.sleep(_CALLER_PAUSE_S)
+            except TimeoutError:
+                return
+            if not self.in_flight and self.uses == uses:
+                return
 
     async def drained(self) -> None:
         """Wait until no request uses the engine."""
@@ -128,6 +178,10 @@ class ModelSlot:
         progress: bytes done and bytes in all, while there is something to count.
         error: what the last attempt failed with, while it has not been followed by a success.
         loaded: the engine in use; it stays while a new attempt goes on, and when that fails.
+        pinned: whether it stays in memory whatever else is asked for.
+        stopped: whether an operator has unloaded it: no request brings it back, only a load or deployment.
+        keep_alive_s: how long it stays in memory after its last request, where a request has said so; None
+            leaves it to the node's setting.
     """
 
     ref: str
@@ -138,6 +192,21 @@ class ModelSlot:
     progress: tuple[int, int] | None = None
     error: MecrouteError | None = None
     loaded: LoadedModel | None = None
+    pinned: bool = False
+    stopped: bool = False
+    keep_alive_s: float | None = None
+    heat: Heat = field(default_factory=Heat)
+    #: Requests that wait for it to be in memory. Each gets the engine, held once for it already.
+    waiters: list[asyncio.Future[LoadedModel | None]] = field(default_factory=list)
+    #: The load that requests have asked for, and whether all who did have given up.
+    demand: asyncio.Task[None] | None = None
+    unwanted: asyncio.Event = field(default_factory=asyncio.Event)
+    #: About to make room for another: what it does it ends, and new requests wait for it to come back.
+    leaving: bool = False
+    #: How long its last load took, also once it has left memory.
+    last_load_s: float | None = None
+    #: time.monotonic() of the last failure.
+    failed_at: float | None = None
     #: One load, unload or deployment at a time.
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     #: Set whenever no attempt is under way.
@@ -170,6 +239,16 @@ class ModelSlot:
         """The model's name without its version."""
         return self.model.name if self.model is not None else self.ref.partition(":")[0]
 
+    @property
+    def on_demand(self) -> bool:
+        """Whether a request brings it into memory."""
+        return not self.stopped and (self.file is not None or self.model is not None)
+
+    @property
+    def serving(self) -> LoadedModel | None:
+        """The engine that a new request gets now; None where it has to wait, or cannot have one."""
+        return None if self.leaving else self.loaded
+
     def begin(self, state: ModelState, detail: str) -> None:
         """An attempt starts or reaches its next phase; a model that serves goes on doing so as `ready`."""
         self.settled.clear()
@@ -179,10 +258,12 @@ class ModelSlot:
 
     def succeed(self) -> None:
         """The attempt succeeded: the model serves."""
+        self.failed_at = None
         self._end("ready", None, None)
 
     def fail(self, error: MecrouteError) -> None:
         """The attempt failed; a model that served before it still does."""
+        self.failed_at = time.monotonic()
         if self.loaded is not None:
             self._end(
                 "ready", f"still serving the previous version; the last deployment failed: {error}", error
@@ -194,10 +275,32 @@ class ModelSlot:
         """The attempt was cancelled or the model was unloaded: on disk at most, and not an error."""
         self._end("ready" if self.loaded is not None else "unloaded", detail, None)
 
+    def take_out(self, detail: str) -> LoadedModel | None:
+        """The engine, which the slot then no longer has; an attempt that is under way goes on."""
+        loaded, self.loaded = self.loaded, None
+        self.leaving = False
+        if self.settled.is_set():
+            self.rest(detail)
+        else:
+            self.state, self.detail = "loading", detail
+        return loaded
+
     def _end(self, state: ModelState, detail: str | None, error: MecrouteError | None) -> None:
         self.state, self.detail, self.error = state, detail, error
         self.progress = None
         self.settled.set()
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            if waiter.done():
+                continue
+            if self.loaded is not None:
+                # Held before it runs, or a model that has to make room could go before it has been used.
+                self.loaded.held()
+                waiter.set_result(self.loaded)
+            elif error is not None:
+                waiter.set_exception(error)
+            else:
+                waiter.set_result(None)
 
 
 def is_onnx_file(path: Path) -> bool:

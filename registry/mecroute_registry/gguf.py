@@ -63,6 +63,10 @@ class GgufFacts:
         has_chat_template: whether `tokenizer.chat_template` is present.
         license: `general.license`.
         tokenizer_model: `tokenizer.ggml.model`, e.g. `gpt2` or `llama`.
+        layers: blocks, as the header counts them.
+        feed_forward_length: width of a block's feed-forward part, where it is one number for all blocks.
+        kv_bytes_per_token: what one token takes in a KV cache of 16-bit numbers. An upper bound where layers
+            differ, or where some attend to a window only; None where the header does not say enough.
     """
 
     version: int
@@ -77,6 +81,9 @@ class GgufFacts:
     has_chat_template: bool
     license: str | None
     tokenizer_model: str | None
+    layers: int | None = None
+    feed_forward_length: int | None = None
+    kv_bytes_per_token: int | None = None
 
 
 def read_gguf(path: Path) -> GgufFacts:
@@ -143,6 +150,9 @@ class _Header:
             has_chat_template=self._has_chat_template,
             license=self._texts.get("general.license") or None,
             tokenizer_model=self._texts.get("tokenizer.ggml.model") or None,
+            layers=self._positive(f"{architecture}.block_count"),
+            feed_forward_length=self._positive(f"{architecture}.feed_forward_length"),
+            kv_bytes_per_token=self._kv_bytes_per_token(architecture),
         )
 
     # --- sections of the file -----------------------------------------------------------------------------
@@ -276,6 +286,21 @@ class _Header:
         if isinstance(stated, int) and (label := FILE_TYPES.get(stated & ~FILE_TYPE_GUESSED)):
             return label
         return self._elements.most_common(1)[0][0]
+
+    def _kv_bytes_per_token(self, architecture: str) -> int | None:
+        layers, width = (
+            self._positive(f"{architecture}.{key}") for key in ("block_count", "embedding_length")
+        )
+        attention = f"{architecture}.attention"
+        heads = self._positive(f"{attention}.head_count")
+        if layers is None or width is None or heads is None:
+            return None
+        # An array, one number a layer, is not kept: then as many as there are heads, which is the most.
+        kv_heads = self._positive(f"{attention}.head_count_kv") or heads
+        key, value = (
+            self._positive(f"{attention}.{part}_length") or width // heads for part in ("key", "value")
+        )
+        return layers * kv_heads * (key + value) * 2
 
     def _positive(self, key: str) -> int | None:
         value = self._scalars.get(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from typing import Any
 
@@ -12,7 +13,7 @@ from fastapi.responses import JSONResponse
 from mecroute.errors import InvalidRequestError, ModelNotFoundError
 from mecroute_registry.facts import DIGEST_PATTERN
 from mecroute_server.body import read_json_object
-from mecroute_server.node import Node, describe_model
+from mecroute_server.node import Node
 from mecroute_server.routes.node import CurrentNode
 from mecroute_server.slot import ModelSlot
 
@@ -28,7 +29,7 @@ async def node_state(node: CurrentNode) -> JSONResponse:
 @router.get("/models")
 async def models(node: CurrentNode) -> JSONResponse:
     """Every model of the node, in any state."""
-    return JSONResponse({"models": [describe_model(slot) for slot in node.pool.slots()]})
+    return JSONResponse({"models": [node.describe_model(slot) for slot in node.pool.slots()]})
 
 
 @router.post("/models")
@@ -47,13 +48,13 @@ async def deploy(request: Request, node: CurrentNode) -> JSONResponse:
         raise InvalidRequestError(f"'{digest}' is not a digest: expected sha256:<64 hex digits>")
     request.state.audit_target = ref
     slot = await node.deployer.deploy(ref, digest)
-    return JSONResponse(describe_model(slot), status_code=202)
+    return JSONResponse(node.describe_model(slot), status_code=202)
 
 
 @router.get("/models/{ref:path}")
 async def model_state(ref: str, node: CurrentNode) -> JSONResponse:
     """One model's state."""
-    return JSONResponse(describe_model(_slot(node, ref)))
+    return JSONResponse(node.describe_model(_slot(node, ref)))
 
 
 @router.post("/models/{ref:path}/load")
@@ -68,7 +69,7 @@ async def load(ref: str, node: CurrentNode) -> JSONResponse:
     elif slot.loaded is None and slot.state != "loading":
         slot.begin("loading", "waiting for its turn")
         node.pool.spawn(node.pool.load(slot))
-    return JSONResponse(describe_model(slot), status_code=202)
+    return JSONResponse(node.describe_model(slot), status_code=202)
 
 
 @router.post("/models/{ref:path}/unload")
@@ -77,7 +78,44 @@ async def unload(ref: str, node: CurrentNode) -> JSONResponse:
     slot = _slot(node, ref)
     # Shielded: it goes on when the operator's connection is lost.
     await asyncio.shield(node.pool.spawn(node.pool.unload(slot)))
-    return JSONResponse(describe_model(slot))
+    return JSONResponse(node.describe_model(slot))
+
+
+@router.post("/models/{ref:path}/pin")
+async def pin(ref: str, node: CurrentNode) -> JSONResponse:
+    """Keep a model in memory whatever else is asked for; 202 at once, and it is loaded if it is not there."""
+    slot = await _registered(node, ref)
+    await node.pin(slot, True)
+    return JSONResponse(node.describe_model(slot), status_code=202)
+
+
+@router.post("/models/{ref:path}/unpin")
+async def unpin(ref: str, node: CurrentNode) -> JSONResponse:
+    """Let a model leave memory again when its room is needed."""
+    slot = _slot(node, ref)
+    await node.pin(slot, False)
+    return JSONResponse(node.describe_model(slot))
+
+
+@router.delete("/models/{ref:path}")
+async def remove(ref: str, node: CurrentNode, request: Request) -> JSONResponse:
+    """Remove a model from the node and its registry; `?drain=true` first waits for its requests."""
+    drain = request.query_params.get("drain", "false")
+    if drain not in ("true", "false"):
+        raise InvalidRequestError(f"drain is '{drain}'", hint="it must be true or false")
+    request.state.audit_target = ref
+    # Shielded: it goes on when the operator's connection is lost.
+    await asyncio.shield(node.pool.spawn(node.deployer.remove(ref, drain=drain == "true")))
+    return JSONResponse({"ref": ref, "removed": True})
+
+
+async def _registered(node: Node, ref: str) -> ModelSlot:
+    """The model of exactly that reference, which may lie in the registry only."""
+    slot = node.pool.slot(ref)
+    if slot is None and ":" in ref:
+        with contextlib.suppress(ModelNotFoundError, InvalidRequestError):
+            slot = await node.pool.wanted(ref)
+    return slot if slot is not None else _slot(node, ref)
 
 
 def _slot(node: Node, ref: str) -> ModelSlot:

@@ -76,7 +76,7 @@ async def create_response(request: Request, node: CurrentNode) -> Response:
 async def embeddings(request: Request, node: CurrentNode) -> Response:
     """One vector per text, as numbers or as base64 of little-endian float32."""
     body = await read_json_object(request, node.settings.max_body_bytes)
-    if isinstance(body.get("model"), str) and node.pool.serves_onnx(body["model"]):
+    if isinstance(body.get("model"), str) and await node.pool.serves_onnx(body["model"]):
         return await answer_embeddings(request, node, body)
     texts, as_base64 = shapes.parse_embeddings(body)
     lease = await lend(request, node, body)

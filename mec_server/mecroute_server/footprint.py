@@ -1,0 +1,109 @@
+"""How much memory a model takes: estimated from its file before it is loaded, measured once it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+from mecroute_registry.gguf import GgufFacts, read_gguf
+from mecroute_server.settings import ServerSettings
+
+_T = TypeVar("_T")
+
+#: Rows of a batch, as the engine has them; the buffers for activations grow with it.
+_BATCH_ROWS = 512
+#: Rows of activations as wide as the residual stream that a graph keeps at a time, and as wide as its
+#: feed-forward part; float32. Rounded up from what llama.cpp reserves.
+_STREAM_BUFFERS, _FEED_FORWARD_BUFFERS = 8, 3
+#: Beside weights and KV: vocabulary, graphs, threads, the allocator's slack.
+_FIXED_BYTES = 8 << 20
+#: ONNX Runtime copies the weights it reads, prepacks some of them, and keeps an arena for activations.
+_ONNX_FACTOR = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Memory a model takes, bytes.
+
+    Attributes:
+        ram_bytes: of the machine.
+        vram_bytes: of its GPUs.
+        certain_bytes: the part of `ram_bytes` that is known rather than guessed: weights and KV cache.
+    """
+
+    ram_bytes: int
+    vram_bytes: int = 0
+    certain_bytes: int = 0
+
+    def measured(self, ram_bytes: int) -> Footprint:
+        """The same with what the process really grew by.
+
+        Never less than what is certain: a process that has just closed another model grows by less than the
+        new one takes, because it reuses what it has.
+        """
+        return Footprint(max(ram_bytes, self.certain_bytes), self.vram_bytes, self.certain_bytes)
+
+
+def estimate_gguf(path: Path, settings: ServerSettings, *, has_gpu: bool) -> Footprint:
+    """What a GGUF model will take: weights + KV cache + buffers.
+
+        KV cache = context x parallel x kv_bytes_per_token
+        buffers  = 512 x 4 x (8 x embedding + 3 x feed_forward) + 512 x 6 x KV tokens + 8 MiB
+
+    where 6 bytes a row and KV token are the attention mask. With layers on a GPU, that share of weights and
+    KV cache counts there, and the buffers on both sides.
+
+    Args:
+        path: the file; its header is read.
+        settings: context, sequences and layers on the GPU.
+        has_gpu: whether llama.cpp finds a GPU.
+
+    Raises:
+        InvalidModelFileError: the header cannot be read.
+    """
+    facts = read_gguf(path)
+    weights = path.stat().st_size
+    tokens = min(settings.context, facts.context_length or settings.context) * settings.parallel
+    kv = tokens * (facts.kv_bytes_per_token or 0)
+    width, inner = facts.embedding_length or 0, facts.feed_forward_length or 0
+    rows = _STREAM_BUFFERS * width + _FEED_FORWARD_BUFFERS * (inner or 4 * width)
+    buffers = _BATCH_ROWS * (4 * rows + 6 * tokens) + _FIXED_BYTES
+    on_gpu = _gpu_share(facts, settings.gpu_layers) if has_gpu else 0.0
+    here = int((weights + kv) * (1 - on_gpu))
+    return Footprint(
+        ram_bytes=here + buffers,
+        vram_bytes=int((weights + kv) * on_gpu) + (buffers if on_gpu else 0),
+        certain_bytes=here,
+    )
+
+
+def estimate_onnx(path: Path) -> Footprint:
+    """What an ONNX model will take: one and a half times its files, in RAM.
+
+    Args:
+        path: the model file. What lies beside it under the model's name (`model.onnx.data` and the like)
+            holds its weights where they are too large for one file, and counts as well.
+    """
+    files = {path, *path.parent.glob(f"{path.name}*"), *path.parent.glob(f"{path.stem}.data*")}
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    return Footprint(int(size * _ONNX_FACTOR) + _FIXED_BYTES, certain_bytes=size)
+
+
+def measuring(work: Callable[[], _T]) -> tuple[_T, int]:
+    """Do work, and tell by how many bytes this process's resident memory has grown meanwhile, 0 or more."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    result = work()
+    return result, max(0, process.memory_info().rss - before)
+
+
+def _gpu_share(facts: GgufFacts, gpu_layers: int) -> float:
+    if gpu_layers == 0:
+        return 0.0
+    # llama.cpp counts the output layer as one more than the header's blocks.
+    layers = (facts.layers or 1) + 1
+    return 1.0 if gpu_layers < 0 else min(1.0, gpu_layers / layers)
