@@ -18,7 +18,7 @@ from mecroute_server.body import read_json_object
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
 from mecroute_server.formats import ollama as shapes
 from mecroute_server.formats.fields import known_fields
-from mecroute_server.generation import Endpoint, generate, lend, wants_stream
+from mecroute_server.generation import Endpoint, generate, lend, record_embedding, wants_stream
 from mecroute_server.node import Node
 from mecroute_server.routes.node import CurrentNode
 from mecroute_server.slot import ModelSlot
@@ -75,7 +75,7 @@ async def embed(request: Request, node: CurrentNode) -> Response:
     except CallerLeftError:
         node.metrics.record_cancelled(lease.ref)
         return Response(status_code=499)
-    node.metrics.record_embedding(lease.ref, tokens)
+    record_embedding(request, node, lease.ref, tokens)
     return JSONResponse(
         {
             "model": lease.ref,
