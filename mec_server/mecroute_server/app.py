@@ -20,7 +20,7 @@ from mecroute_server.node import Node
 from mecroute_server.openapi import describe
 from mecroute_server.routes import admin, anthropic, health, kserve, ollama, openai
 from mecroute_server.settings import ServerSettings
-from mecroute_server.tracing import open_tracing
+from mecroute_server.tracing import FASTAPI_TELEMETRY_OFF, open_tracing
 
 
 def create_app(settings: ServerSettings) -> FastAPI:
@@ -55,7 +55,13 @@ def create_app(settings: ServerSettings) -> FastAPI:
                 await asyncio.to_thread(tracing.close)
 
     # No documentation pages: FastAPI's load their scripts from a third party's servers.
-    app = FastAPI(title="mecroute", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="mecroute",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        telemetry=FASTAPI_TELEMETRY_OFF,
+    )
     app.openapi = lambda: describe(app)  # type: ignore[method-assign] # as FastAPI's own guide does
     app.state.node = node
     for router in (

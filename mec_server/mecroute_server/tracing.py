@@ -37,6 +37,15 @@ _OPERATIONS = {
     "/v1/embeddings": "embeddings",
     "/api/embed": "embeddings",
 }
+#: Newer FastAPI has spans and logs of its own, which would hold messages of exceptions and tell of every
+#: request twice. Older FastAPI takes this for an extra that it does not know.
+FASTAPI_TELEMETRY_OFF: Any = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
 #: The variables by which OpenTelemetry is configured everywhere.
 _ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 

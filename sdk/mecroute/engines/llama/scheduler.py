@@ -8,6 +8,7 @@ from itertools import takewhile
 
 from mecroute.engines.llama.admission import AnswerLength, Rates, Work, check_deadline
 from mecroute.engines.llama.context import DecodeContext
+from mecroute.engines.llama.gaps import GapHistogram
 from mecroute.engines.llama.generation import Generation, GenerationRequest, wake
 from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.logprobs import token_logprob
@@ -87,6 +88,9 @@ class Scheduler:
         self._decode_rate = Rate()
         # Requests end far less often than steps: a longer memory, of time with something running.
         self._completion_rate = Rate(memory_s=30.0)
+        self._gaps = GapHistogram()
+        self._decode_steps_total = 0
+        self._decoded_rows_total = 0
         self._tokens_total = 0
         self._prompt_tokens_total = 0
         self._prefix_hit_tokens = 0
@@ -204,6 +208,9 @@ class Scheduler:
                 prompt_tokens_total=self._prompt_tokens_total,
                 prefix_hit_tokens=self._prefix_hit_tokens,
                 retry_after_s=self._retry_after_s() if full else 0.0,
+                decode_steps_total=self._decode_steps_total,
+                decoded_rows_total=self._decoded_rows_total,
+                gaps=self._gaps.read(),
             )
 
     def _retry_after_s(self) -> float:
@@ -409,9 +416,13 @@ class Scheduler:
             now = time.perf_counter()
             if sequence.accept(token, piece, now):
                 finished.append(sequence)
+            if sequence.gap_s is not None:
+                self._gaps.add(sequence.gap_s)
         wake([sequence.generation for sequence, _ in chosen])
 
         self._tokens_total += len(chosen)
+        self._decode_steps_total += decoding > 0
+        self._decoded_rows_total += decoding
         took = (now if chosen else time.perf_counter()) - started_at
         if self._step_count > 1:  # the first one reads the weights from disk
             self._measure(decoding, rows - decoding, len(finished), took)
