@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -19,6 +20,7 @@ from mecroute_server.node import Node
 from mecroute_server.openapi import describe
 from mecroute_server.routes import admin, anthropic, health, kserve, ollama, openai, sessions
 from mecroute_server.settings import ServerSettings
+from mecroute_server.tracing import FASTAPI_TELEMETRY_OFF, open_tracing
 
 
 def create_app(settings: ServerSettings) -> FastAPI:
@@ -29,10 +31,16 @@ def create_app(settings: ServerSettings) -> FastAPI:
 
     Returns:
         An app for one process and one event loop; `app.state.node` is its `Node`.
+
+    Raises:
+        ConfigError, MissingExtraError: traces are to be exported and cannot be.
     """
     authenticator = _authenticator(settings)
     node = Node(settings)
     audit = AuditLog(settings.audit_log) if settings.audit_log is not None else None
+    tracing = open_tracing(
+        settings.otlp_endpoint, node=settings.node, zone=settings.zone, region=settings.region
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -43,9 +51,17 @@ def create_app(settings: ServerSettings) -> FastAPI:
             await node.close()
             if audit is not None:
                 audit.close()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
     # No documentation pages: FastAPI's load their scripts from a third party's servers.
-    app = FastAPI(title="mecroute", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="mecroute",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        telemetry=FASTAPI_TELEMETRY_OFF,
+    )
     app.openapi = lambda: describe(app)  # type: ignore[method-assign] # as FastAPI's own guide does
     app.state.node = node
     for router in (
@@ -65,6 +81,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         node=settings.node,
         limiter=RateLimiter(settings.requests_per_minute, settings.output_tokens_per_minute),
         audit=audit,
+        tracing=tracing,
         body_timeout_s=settings.body_timeout_s,
         request_timeout_s=settings.request_timeout_s,
     )

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mecroute.engines.llama.submitter import submitting
 from mecroute.errors import MecrouteError
 from mecroute_server.audit import AuditLog
-from mecroute_server.auth import Authenticator
+from mecroute_server.auth import OPEN_PATHS, Authenticator
 from mecroute_server.dialects import dialect_of, error_in
 from mecroute_server.errors import (
     MissingScopeError,
@@ -32,6 +32,7 @@ from mecroute_server.keys import ApiKey
 from mecroute_server.limits import RateLimiter
 from mecroute_server.metrics import Metrics
 from mecroute_server.requester import admit
+from mecroute_server.tracing import RequestSpan, Tracing
 
 _log = logging.getLogger(__name__)
 #: Statuses of requests that were understood and not served: who is let in, and how much at a time.
@@ -49,6 +50,7 @@ class Edge:
         metrics: where answers are counted; None counts nothing.
         limiter: the limits of every key; default: none.
         audit: where attempts to change the node are recorded; None records nothing.
+        tracing: makes a span of each request, but for those that probe the node; None makes none.
         body_timeout_s: from a request's headers to its body's last byte.
         request_timeout_s: from a request's headers to its answer's last byte.
         node: the node's name, sent as `x-mecroute-node`.
@@ -63,6 +65,7 @@ class Edge:
         node: str,
         limiter: RateLimiter | None = None,
         audit: AuditLog | None = None,
+        tracing: Tracing | None = None,
         body_timeout_s: float = 60.0,
         request_timeout_s: float = 600.0,
     ) -> None:
@@ -72,6 +75,7 @@ class Edge:
         self._node = node
         self._limiter = limiter or RateLimiter()
         self._audit = audit
+        self._tracing = tracing
         self._body_timeout_s = body_timeout_s
         self._request_timeout_s = request_timeout_s
 
@@ -91,6 +95,9 @@ class Edge:
         status = 0
         streams_events = False
         caller: ApiKey | None = None
+        span: RequestSpan | None = None
+        if self._tracing is not None and scope["path"] not in OPEN_PATHS:
+            state["span"] = span = self._tracing.begin(scope["method"], headers, request_id)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status, streams_events
@@ -148,10 +155,13 @@ class Edge:
         finally:
             if self._audit is not None and caller is not None:
                 self._audit.record(scope, caller, status=status or 499, code=state.get("refused"))
+            route = getattr(scope.get("route"), "path", "unmatched")
+            model = state.get("model", "")
+            if span is not None:
+                span.end(route=route, model=model, status=status or 499, code=state.get("refused"))
             if self._metrics is not None:
-                route = getattr(scope.get("route"), "path", "unmatched")
                 seconds = time.perf_counter() - started
-                self._metrics.record_request(route, state.get("model", ""), status or 499, seconds)
+                self._metrics.record_request(route, model, status or 499, seconds)
                 if status in _REFUSALS and "refused" in state:
                     self._metrics.record_refused(state["refused"])
 

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from mecroute.engines.llama.openai.embeddings import embeddings_response, parse_dimensions, parse_embeddings
 from mecroute.errors import InvalidRequestError
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
+from mecroute_server.generation import record_embedding
 from mecroute_server.node import Node
 from mecroute_server.slot import OnnxLease
 
@@ -39,7 +40,7 @@ async def answer_embeddings(request: Request, node: Node, body: Mapping[str, Any
         return Response(status_code=499)  # nobody reads it; it tells the metrics
     finally:
         lease.release()
-    node.metrics.record_embedding(lease.ref, tokens)
+    record_embedding(request, node, lease.ref, tokens)
     return JSONResponse(answer)
 
 

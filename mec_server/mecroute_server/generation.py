@@ -19,6 +19,7 @@ from mecroute_server.node import Node
 from mecroute_server.sessions import session_name
 from mecroute_server.slot import Lease
 from mecroute_server.sse import EventStream
+from mecroute_server.tracing import RequestSpan
 
 #: Tokenizing a body larger than this takes long enough to hold up the tokens of other streams.
 _LARGE_BODY_CHARS = 16_384
@@ -105,7 +106,7 @@ async def generate(request: Request, node: Node, endpoint: Endpoint, body: Mappi
         try:
             if not streams:
                 answer = await unless_caller_leaves(request, endpoint.whole(generation, reply))
-                _count(node, lease, generation)
+                _count(request, node, lease, generation)
                 return JSONResponse(answer)
             chunks = endpoint.chunks(generation, reply)
             first = asyncio.ensure_future(anext(chunks))
@@ -129,7 +130,7 @@ async def generate(request: Request, node: Node, endpoint: Endpoint, body: Mappi
         is_counted = False
         while chunk is not None:
             if not is_counted:
-                is_counted = _count(node, lease, generation)
+                is_counted = _count(request, node, lease, generation)
             yield chunk
             chunk = await anext(chunks, None)
 
@@ -165,12 +166,28 @@ async def parse_off_loop(
     return await asyncio.to_thread(parse, body, engine)
 
 
-def _count(node: Node, lease: Lease, generation: Generation) -> bool:
+def record_embedding(request: Request, node: Node, ref: str, prompt_tokens: int) -> None:
+    """Count an embedding that is complete."""
+    node.metrics.record_embedding(ref, prompt_tokens)
+    if (span := _span_of(request)) is not None:
+        span.embedded(prompt_tokens)
+
+
+def _count(request: Request, node: Node, lease: Lease, generation: Generation) -> bool:
     """Count a generation once it is complete; whether it is."""
     if generation.usage is None:
         return False
     node.metrics.record_generation(lease.ref, generation.usage)
+    if (span := _span_of(request)) is not None:
+        span.generated(generation)
     return True
+
+
+def _span_of(request: Request) -> RequestSpan | None:
+    """The request's span, where requests are traced."""
+    span = getattr(request.state, "span", None)
+    assert span is None or isinstance(span, RequestSpan)
+    return span
 
 
 def _drop(task: asyncio.Future[Any]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from mecroute.engines.llama.engine import Usage
+from mecroute.engines.llama.engine import EngineStats, Usage
+from mecroute.engines.llama.gaps import GAP_BOUNDS_S, GapCounts
 from mecroute_registry._version import __version__
 from mecroute_server.pool import EnginePool
 
@@ -17,13 +19,19 @@ _SPEEDS = (1, 2, 5, 10, 20, 40, 60, 80, 120, 160, 240, 400)
 
 #: The pool's state, read at each scrape: name, what it says, and the field of the engine's stats.
 _GAUGES = (
-    ("mecroute_running_requests", "Requests being decoded", "running"),
-    ("mecroute_queued_requests", "Requests waiting for a sequence", "queued"),
+    ("mecroute_running_requests", "Requests being computed", "running"),
+    ("mecroute_queued_requests", "Requests waiting for their turn", "queued"),
     ("mecroute_kv_used_tokens", "Cells of the KV memory in use, shared ones counted once", "kv_used_tokens"),
     ("mecroute_kv_cached_tokens", "Cells in use that only the prefix cache holds", "kv_cached_tokens"),
     ("mecroute_kv_total_tokens", "Cells of the KV memory", "kv_total_tokens"),
     ("mecroute_prefix_hit_rate", "Share of the prompt tokens found in the prefix cache", "prefix_hit_rate"),
-    ("mecroute_prefix_evictions_total", "Conversations forgotten for their room", "prefix_evictions"),
+)
+#: What an engine has counted since its model was loaded, in the same way.
+_COUNTERS = (
+    ("mecroute_engine_tokens", "Tokens generated, those of cancelled requests included", "tokens_total"),
+    ("mecroute_decode_steps", "Steps in which answers grew", "decode_steps_total"),
+    ("mecroute_decoded_rows", "Tokens decoded in these steps: per step, the batch", "decoded_rows_total"),
+    ("mecroute_prefix_evictions", "Conversations forgotten for their room", "prefix_evictions"),
 )
 
 
@@ -52,6 +60,13 @@ class Metrics:
         )
         self._ttft = Histogram(
             "mecroute_ttft_seconds", "Time to first token", ("model",), buckets=_SECONDS, registry=registry
+        )
+        self._queued = Histogram(
+            "mecroute_queue_seconds",
+            "From a request's submission to the start of work on its prompt",
+            ("model",),
+            buckets=_SECONDS,
+            registry=registry,
         )
         self._decode_speed = Histogram(
             "mecroute_decode_tokens_per_second",
@@ -91,6 +106,7 @@ class Metrics:
         self._cached_tokens.labels(model).inc(usage.cached_tokens)
         self._completion_tokens.labels(model).inc(usage.completion_tokens)
         self._ttft.labels(model).observe(usage.ttft_ms / 1000)
+        self._queued.labels(model).observe(max(0.0, usage.ttft_ms - usage.prefill_ms) / 1000)
         if usage.completion_tokens > 1:
             self._decode_speed.labels(model).observe(usage.decode_tokens_per_s)
 
@@ -143,7 +159,7 @@ class _PoolCollector(Collector):
         yield from (loads, seconds, evictions, resident, most)
 
     def collect(self) -> Iterator[Metric]:
-        """One gauge per fact, one sample per model."""
+        """One family per fact, one sample per model."""
         state = GaugeMetricFamily(
             "mecroute_model_state", "1 for the state it is in", labels=("model", "state")
         )
@@ -155,5 +171,30 @@ class _PoolCollector(Collector):
         for name, says, field in _GAUGES:
             gauge = GaugeMetricFamily(name, says, labels=("model",))
             for ref, stats in ready:
-                gauge.add_metric((ref,), getattr(stats, field))
+                value = getattr(stats, field, None)  # a tensor model has no KV memory
+                if value is not None:
+                    gauge.add_metric((ref,), value)
             yield gauge
+        generating = [(ref, stats) for ref, stats in ready if isinstance(stats, EngineStats)]
+        occupancy = GaugeMetricFamily(
+            "mecroute_batch_occupancy_ratio", "Share of the sequences in use, 0 to 1", labels=("model",)
+        )
+        gaps = HistogramMetricFamily(
+            "mecroute_inter_token_seconds", "Between two tokens of an answer", labels=("model",)
+        )
+        for ref, stats in generating:
+            occupancy.add_metric((ref,), stats.running / stats.n_parallel)
+            gaps.add_metric((ref,), _buckets(stats.gaps), stats.gaps.sum_s)
+        yield occupancy
+        yield gaps
+        for name, says, field in _COUNTERS:
+            counter = CounterMetricFamily(name, says, labels=("model",))
+            for ref, stats in generating:
+                counter.add_metric((ref,), getattr(stats, field))
+            yield counter
+
+
+def _buckets(gaps: GapCounts) -> list[tuple[str, float]]:
+    """Prometheus' cumulated buckets, the last one without a bound."""
+    bounds = (*map(str, GAP_BOUNDS_S), "+Inf")
+    return list(zip(bounds, accumulate(gaps.counts), strict=True))

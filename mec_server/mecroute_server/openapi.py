@@ -53,6 +53,9 @@ def _messages(roles: tuple[str, ...], *kinds: str, least: int = 1) -> _Schema:
     return _list(_object("role content", role=_one_of(*roles), content=_content(*kinds)), least)
 
 
+_SCHEMA: _Schema = {"type": "object"}
+_FUNCTION = {"name": _NAME, "description": _TEXT, "parameters": _SCHEMA}
+_TOOLS = _list(_object("type function", type=_one_of("function"), function=_object("name", **_FUNCTION)))
 _OPENAI_ROLES = ("system", "developer", "user", "assistant")
 _SAMPLING: dict[str, _Schema] = {
     "temperature": _number(0, 2),
@@ -82,6 +85,8 @@ _ANTHROPIC: dict[str, _Schema] = {
     "model": _NAME,
     "messages": _messages(("user", "assistant"), "text"),
     "system": _content("text"),
+    "tools": _list(_object("name input_schema", name=_NAME, description=_TEXT, input_schema=_SCHEMA)),
+    "tool_choice": _object("type", type=_one_of("auto", "none")),
 }
 
 #: The JSON body of each path that takes one.
@@ -91,6 +96,9 @@ BODIES: dict[str, _Schema] = {
         **_OPENAI,
         messages=_messages(_OPENAI_ROLES, "text"),
         max_completion_tokens=_whole(1),
+        tools=_TOOLS,
+        tool_choice=_one_of("none", "auto"),
+        response_format=_object("type", type=_one_of("text", "json_object")),
     ),
     "/v1/completions": _object(
         "model prompt", **_OPENAI, prompt={"anyOf": [_TEXT, _list({"type": "integer"}, 1)]}
@@ -108,6 +116,9 @@ BODIES: dict[str, _Schema] = {
         top_p=_SAMPLING["top_p"],
         stream=_FLAG,
         store=_FLAG,
+        tools=_list(_object("type name", type=_one_of("function"), **_FUNCTION)),
+        tool_choice=_one_of("none", "auto"),
+        text=_object(format=_object("type", type=_one_of("text", "json_object"))),
     ),
     "/v1/messages": _object(
         "model messages max_tokens",
@@ -121,9 +132,20 @@ BODIES: dict[str, _Schema] = {
     ),
     "/v1/messages/count_tokens": _object("model messages", **_ANTHROPIC),
     "/api/chat": _object(
-        "model", **_OLLAMA, messages=_messages(("system", "user", "assistant"), "text", least=0)
+        "model",
+        **_OLLAMA,
+        messages=_messages(("system", "user", "assistant"), "text", least=0),
+        tools=_TOOLS,
+        format={"anyOf": [_one_of("json", ""), _SCHEMA]},
     ),
-    "/api/generate": _object("model", **_OLLAMA, prompt=_TEXT, system=_TEXT, raw=_FLAG),
+    "/api/generate": _object(
+        "model",
+        **_OLLAMA,
+        prompt=_TEXT,
+        system=_TEXT,
+        raw=_FLAG,
+        format={"anyOf": [_one_of("json", ""), _SCHEMA]},
+    ),
     "/api/embed": _object("model input", model=_NAME, input=_TEXTS, truncate=_FLAG),
     "/api/show": _object("model", model=_NAME),
     "/admin/models": _object("ref", ref=_NAME, digest={"type": "string", "pattern": DIGEST_PATTERN}),

@@ -8,13 +8,10 @@ from collections.abc import Mapping
 
 from mecroute.engines.llama.submitter import Submitter
 from mecroute.errors import InvalidRequestError
+from mecroute.nodes.headers import DEADLINE_HEADER, MAX_DEADLINE_MS
 from mecroute_server.auth import scopes_for
 from mecroute_server.keys import ApiKey, KeyScope
 from mecroute_server.limits import RateLimiter
-
-DEADLINE_HEADER = "x-mecroute-deadline-ms"
-#: A day: the largest deadline that says anything.
-_MAX_DEADLINE_MS = 86_400_000
 
 
 class Requester(Submitter):
@@ -55,7 +52,7 @@ def admit(
     """
     deadline_at = None
     if (value := headers.get(DEADLINE_HEADER)) is not None:
-        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value) or not 0 < float(value) <= _MAX_DEADLINE_MS:
+        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value) or not 0 < float(value) <= MAX_DEADLINE_MS:
             raise InvalidRequestError(
                 f"{DEADLINE_HEADER} is not a number of milliseconds from now, above 0 and at most a day"
             )

@@ -22,6 +22,7 @@ from mecroute_server.body import read_json_object
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
 from mecroute_server.edge import Edge, answer_error, answer_http_error
 from mecroute_server.sse import EventStream
+from mecroute_server.tracing import FASTAPI_TELEMETRY_OFF
 
 
 def create_router_app(config: Config) -> FastAPI:
@@ -41,7 +42,14 @@ def create_router_app(config: Config) -> FastAPI:
             app.state.client = client
             yield
 
-    app = FastAPI(title="mecroute router", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="mecroute router",
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        telemetry=FASTAPI_TELEMETRY_OFF,
+    )
     app.add_middleware(Edge, authenticator=Authenticator(()), metrics=None, node="router")
     app.add_exception_handler(MecrouteError, answer_error)
     app.add_exception_handler(HTTPException, answer_http_error)

@@ -52,6 +52,8 @@ class ServerSettings:
         max_body_bytes: the largest request body, >= 1024.
         max_session_bytes: the largest conversation that may be imported, >= 1024.
         audit_log: a file for the admin actions, as JSON lines; its folder must exist; default: none.
+        otlp_endpoint: base URL of the OpenTelemetry collector (OTLP/HTTP) that traces go to; default: what
+            OTEL_EXPORTER_OTLP_ENDPOINT says, else none.
         tls: the files for HTTPS and mTLS; default: plain HTTP.
         cors_origins: web pages of these origins (`https://app.example`) may use the node; default: none.
         drain_delay_s: how long a node that is told to stop still takes requests, while `/readyz` says no, so
@@ -96,6 +98,7 @@ class ServerSettings:
     max_body_bytes: int = 8_000_000
     max_session_bytes: int = 256_000_000
     audit_log: Path | None = None
+    otlp_endpoint: str | None = None
     tls: Tls | None = None
     cors_origins: tuple[str, ...] = ()
     drain_delay_s: float = 0.0

@@ -22,7 +22,8 @@ MecrouteError
 │   └── RemoteStoreError
 └── RequestRefusedError            understood, and not going to be served
     ├── NoEligibleTargetError      the requirements exclude every target
-    ├── DeadlineExceededError      the deadline passed
+    ├── DeadlineExceededError      the deadline passed, or cannot be met
+    │   └── TargetTooSlowError     one target could not meet it; another may
     ├── SessionNotFoundError       no such conversation is in memory
     ├── SessionConflictError       the conversation cannot be moved as things are
     ├── InsufficientRoomError      the KV memory has no room for it
@@ -32,7 +33,7 @@ MecrouteError
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mecroute_registry.errors import (
     ArtifactError,
@@ -73,6 +74,7 @@ __all__ = [
     "RequestRefusedError",
     "SessionConflictError",
     "SessionNotFoundError",
+    "TargetTooSlowError",
     "TierError",
     "TierResponseError",
     "TierUnreachableError",
@@ -124,10 +126,17 @@ class NodeNotFoundError(TierError):
 
 
 class NodeNotReadyError(TierError):
-    """The node is up but cannot serve this request now."""
+    """The node is up but cannot serve this request now.
+
+    `retry_after_s` is when it says that it may; None where it says nothing.
+    """
 
     status = 503
     code = "node_not_ready"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.retry_after_s = retry_after_s
 
 
 class TierUnreachableError(TierError):
@@ -145,16 +154,22 @@ class TierResponseError(TierError):
 class AllTargetsFailedError(TierError):
     """Every ranked target was tried and failed.
 
-    `attempts` holds one error per target, in the order tried.
+    `attempts` holds one error per target, in the order tried. `retry_after_s` is the soonest that one of them
+    said it is worth asking again; None where none did.
     """
 
     code = "all_targets_failed"
 
     def __init__(self, attempts: Sequence[tuple[str, MecrouteError]]) -> None:
         tried = "; ".join(f"{target}: {error.message}" for target, error in attempts)
+        said = (getattr(error, "retry_after_s", None) for _, error in attempts)
+        self.retry_after_s: float | None = min((wait for wait in said if wait is not None), default=None)
+        hint = "run `mecroute doctor` to see which tiers are reachable"
+        if self.retry_after_s is not None:
+            hint = f"retry after {self.retry_after_s:.1f} s"
         super().__init__(
             f"all {len(attempts)} targets failed: {tried}",
-            hint="run `mecroute doctor` to see which tiers are reachable",
+            hint=hint,
             retryable=any(error.retryable for _, error in attempts),
         )
         self.attempts = tuple(attempts)
@@ -182,6 +197,10 @@ class DeadlineExceededError(RequestRefusedError):
 
     status = 504
     code = "deadline_exceeded"
+
+
+class TargetTooSlowError(DeadlineExceededError):
+    """A target refused at once: with nothing else to do it could not meet the deadline. Another may."""
 
 
 class SessionNotFoundError(RequestRefusedError):

@@ -21,6 +21,7 @@ from mecroute.errors import (
     MissingExtraError,
     OverloadedError,
     RequestRefusedError,
+    TargetTooSlowError,
     TierError,
 )
 from mecroute.outcome import Segment
@@ -36,6 +37,7 @@ FAILOVER = (
     ArtifactError,
     AuthenticationError,
     MissingExtraError,
+    TargetTooSlowError,
 )
 
 
@@ -176,13 +178,18 @@ class Execution:
         return segment
 
     def _call(self, candidate: Candidate, body: Mapping[str, Any]) -> Call:
-        return Call(self.request.task, candidate.target, body, self.request.id)
+        left_s = self.request.remaining_s()
+        deadline_ms = None if left_s is None else left_s * 1000
+        return Call(self.request.task, candidate.target, body, self.request.id, deadline_ms)
 
     def _lost(self, segment: Segment, begun: float, error: MecrouteError) -> None:
         segment.latency_ms = (time.monotonic() - begun) * 1000
         segment.error = error.message
         self._attempts.append((segment.target_id, error))
-        self._monitor.failed(segment.target_id, error.message)
+        # A deadline too short for one request says nothing of the next: that target need not rest.
+        if not isinstance(error, DeadlineExceededError):
+            retry_after_s = getattr(error, "retry_after_s", None)
+            self._monitor.failed(segment.target_id, error.message, retry_after_s=retry_after_s)
 
     def _deadline(self) -> _Deadline:
         return _Deadline(self.request)

@@ -148,7 +148,7 @@ def test_tags_show_and_version(client: ollama.Client, http: httpx.Client) -> Non
     assert model.details.format == "gguf"
     assert model.details.family == "llama"
     shown = client.show("tiny:latest")
-    assert shown.capabilities == ["completion"]
+    assert shown.capabilities == ["completion", "tools"]
     assert shown.modelinfo
     assert shown.modelinfo["llama.context_length"] == 256
     assert shown.details == model.details
@@ -187,11 +187,11 @@ def test_the_client_gets_its_own_errors(client: ollama.Client, stream: bool) -> 
         ("/api/chat", {"messages": "hi"}, "messages"),
         ("/api/chat", {"messages": ["hi"]}, "messages[0]"),
         ("/api/chat", {"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
-        ("/api/chat", {"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ("/api/chat", {"messages": [{"role": "tool", "content": "x"}]}, "messages[0]"),
         ("/api/chat", {"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
         ("/api/chat", {"messages": [{"role": "user", "content": "x", "images": ["YQ=="]}]}, "images"),
         ("/api/chat", {"tools": [{"type": "function"}]}, "tools"),
-        ("/api/chat", {"format": "json"}, "format"),
+        ("/api/chat", {"format": "xml"}, "format"),
         ("/api/chat", {"think": True}, "think"),
         ("/api/chat", {"stream": "yes"}, "stream"),
         ("/api/chat", {"surprise": 1}, "surprise"),

@@ -140,7 +140,7 @@ def test_the_order_of_events(http: httpx.Client) -> None:
         ({"background": True}, "background"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"reasoning": {"effort": "low"}}, "reasoning"),
-        ({"text": {"format": {"type": "json_object"}}}, "text"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format"),
         ({"truncation": "auto"}, "truncation"),
         ({"include": ["x"]}, "include"),
         ({"stream": "yes"}, "stream"),

@@ -25,6 +25,7 @@ class Upstream:
         continues: whether a final assistant message is continued.
         break_after: chunks after which a stream's connection is cut; None never cuts.
         status: answer every call with this status instead.
+        error_headers: what such an answer carries.
         delay_s: wait before answering.
         calls: whether a stream begins with part of a tool call where tools are offered.
         repeats: start a continuation with this text, as a merely instructed model may.
@@ -35,6 +36,7 @@ class Upstream:
     break_after: int | None = None
     status: int | None = None
     error_code: str | None = None
+    error_headers: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
     calls: bool = False
     repeats: str = ""
@@ -82,7 +84,7 @@ def _app(up: Upstream) -> FastAPI:
         if up.status is not None:
             error = {"message": "the fault a test asked for", "code": up.error_code}
             headers = {"retry-after": "2"} if up.status == 429 else {}
-            return JSONResponse({"error": error}, status_code=up.status, headers=headers)
+            return JSONResponse({"error": error}, status_code=up.status, headers=headers | up.error_headers)
         words = up.remaining(body)
         if not body.get("stream"):
             return JSONResponse(_completion(body, words))

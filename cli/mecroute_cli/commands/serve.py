@@ -139,6 +139,7 @@ def settings_from(
         requests_per_minute=server.requests_per_minute,
         output_tokens_per_minute=server.output_tokens_per_minute,
         audit_log=server.audit_log,
+        otlp_endpoint=server.otlp_endpoint,
         tls=tls,
         cors_origins=server.cors_origins,
         drain_delay_s=server.drain_delay_s,

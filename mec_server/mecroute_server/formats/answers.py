@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from mecroute.engines.llama.engine import Generation, GenerationEvent, Usage
+from mecroute.engines.llama.tool_calls import AnswerParts, ToolCall
 from mecroute.errors import TierUnreachableError
 
 
-async def read_whole(generation: Generation) -> tuple[str, GenerationEvent, Usage]:
-    """Wait for a generation's end; cancels it when the waiting is.
+@dataclass(frozen=True, slots=True)
+class WholeAnswer:
+    """An answer at its end.
 
-    Returns:
-        Its text, its last event and what it took.
+    Attributes:
+        parts: texts and calls in their order; neighbouring texts are one.
+        last: its last event.
+        usage: what it took.
+    """
+
+    parts: tuple[str | ToolCall, ...]
+    last: GenerationEvent
+    usage: Usage
+
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        """The functions it calls."""
+        return tuple(part for part in self.parts if isinstance(part, ToolCall))
+
+    @property
+    def text(self) -> str:
+        """All its text; without the white space around, where there are calls beside it."""
+        text = "".join([part for part in self.parts if isinstance(part, str)])
+        return text.strip() if self.calls else text
+
+
+async def read_whole(generation: Generation) -> WholeAnswer:
+    """Wait for a generation's end; cancels it when the waiting is.
 
     Raises:
         TierUnreachableError: the engine was closed, or the generation cancelled, before the end.
@@ -21,4 +47,18 @@ async def read_whole(generation: Generation) -> tuple[str, GenerationEvent, Usag
         raise TierUnreachableError(
             "the generation was cancelled before its end", hint="send the request again", retryable=True
         )
-    return "".join([event.text for event in events]), events[-1], events[-1].usage
+    reader = AnswerParts(generation.request.functions)
+    parts: list[str | ToolCall] = []
+    texts: list[str] = []
+    for event in events:
+        for part in reader.take(event):
+            if isinstance(part, str):
+                texts.append(part)
+                continue
+            if texts:
+                parts.append("".join(texts))
+                texts = []
+            parts.append(part)
+    if texts:
+        parts.append("".join(texts))
+    return WholeAnswer(tuple(parts), events[-1], events[-1].usage)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from mecroute.errors import InvalidRequestError
@@ -30,6 +31,21 @@ def known_fields(
         ):
             raise unsupported(f"'{where}{name}'")
     return {name: value for name, value in fields.items() if name in known}
+
+
+@contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Let errors about translated fields name those that the caller sent.
+
+    Args:
+        names: from a part of OpenAI's name for a field to the caller's; the longest should come first.
+    """
+    try:
+        yield
+    except InvalidRequestError as error:
+        for ours, theirs in names.items():
+            error.message = error.message.replace(ours, theirs)
+        raise
 
 
 def unsupported(what: str) -> InvalidRequestError:

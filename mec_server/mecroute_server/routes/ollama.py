@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -18,7 +18,7 @@ from mecroute_server.body import read_json_object
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
 from mecroute_server.formats import ollama as shapes
 from mecroute_server.formats.fields import known_fields
-from mecroute_server.generation import Endpoint, generate, lend, wants_stream
+from mecroute_server.generation import Endpoint, generate, lend, record_embedding, wants_stream
 from mecroute_server.node import Node
 from mecroute_server.routes.node import CurrentNode
 from mecroute_server.slot import ModelSlot
@@ -48,7 +48,7 @@ async def chat(request: Request, node: CurrentNode) -> Response:
     """A chat answer, as lines of JSON or whole."""
     body = await _read(request, node)
     if shapes.asks_nothing(body):
-        return await _load(request, node, body, shapes.loaded("", shapes.chat_text))
+        return await _load(request, node, body, shapes.loaded_chat)
     return await generate(request, node, _CHAT, body)
 
 
@@ -57,7 +57,7 @@ async def generate_(request: Request, node: CurrentNode) -> Response:
     """The answer to a prompt, as lines of JSON or whole."""
     body = await _read(request, node)
     if shapes.asks_nothing(body):
-        return await _load(request, node, body, shapes.loaded("", shapes.generate_text))
+        return await _load(request, node, body, shapes.loaded_generate)
     return await generate(request, node, _GENERATE, body)
 
 
@@ -75,7 +75,7 @@ async def embed(request: Request, node: CurrentNode) -> Response:
     except CallerLeftError:
         node.metrics.record_cancelled(lease.ref)
         return Response(status_code=499)
-    node.metrics.record_embedding(lease.ref, tokens)
+    record_embedding(request, node, lease.ref, tokens)
     return JSONResponse(
         {
             "model": lease.ref,
@@ -130,7 +130,7 @@ async def show(request: Request, node: CurrentNode) -> JSONResponse:
                 f"{family}.embedding_length": facts.embedding_length,
                 "tokenizer.ggml.model": facts.tokenizer_model,
             },
-            "capabilities": ["completion"],
+            "capabilities": ["completion", "tools"],
         }
     )
 
@@ -151,11 +151,11 @@ async def _read(request: Request, node: Node) -> dict[str, Any]:
 
 
 async def _load(
-    request: Request, node: Node, body: Mapping[str, Any], answer: dict[str, Any]
+    request: Request, node: Node, body: Mapping[str, Any], answer: Callable[[str], dict[str, Any]]
 ) -> JSONResponse:
     lease = await lend(request, node, body)
     lease.release()
-    return JSONResponse({**answer, "model": lease.ref})
+    return JSONResponse(answer(lease.ref))
 
 
 def _listed(slot: ModelSlot) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from mecroute_server.dialects import dialect_of
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
 from mecroute_server.encoding import answer_embeddings
 from mecroute_server.formats import anthropic, responses
-from mecroute_server.generation import Endpoint, Reply, generate, lend, wants_stream
+from mecroute_server.generation import Endpoint, Reply, generate, lend, record_embedding, wants_stream
 from mecroute_server.routes.node import CurrentNode
 from mecroute_server.slot import ModelSlot
 
@@ -86,7 +86,7 @@ async def embeddings(request: Request, node: CurrentNode) -> Response:
         node.metrics.record_cancelled(lease.ref)
         return Response(status_code=499)
     answer = shapes.embeddings_response(vectors, tokens=tokens, model=lease.ref, as_base64=as_base64)
-    node.metrics.record_embedding(lease.ref, tokens)
+    record_embedding(request, node, lease.ref, tokens)
     return JSONResponse(answer)
 
 

@@ -20,6 +20,8 @@ _ALPHA = 0.2  # weight of the newest observation
 _MAX_FACTOR = 10.0  # one absurd measurement (a suspended laptop) must not poison a target
 _FAILURES_TO_OPEN = 1
 _BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+#: A target that asks to be left alone for longer is asked again all the same.
+_MAX_RETRY_AFTER_S = 300.0
 _USERS_KEPT = 1000
 _REPLIES_KEPT = 2000
 
@@ -108,12 +110,20 @@ class MonitorAgent:
         with self._lock:
             return self._users.mean_output.get(user)
 
-    def failed(self, target_id: str, error: str) -> None:
-        """A target did not answer, or stopped in the middle of an answer."""
+    def failed(self, target_id: str, error: str, *, retry_after_s: float | None = None) -> None:
+        """A target did not answer, or stopped in the middle of an answer.
+
+        Args:
+            target_id: which.
+            error: what it failed with.
+            retry_after_s: how long it asks to be left alone; None where it says nothing.
+        """
         with self._lock:
             seen = self._observed.setdefault(target_id, _Observed())
             seen.success += _ALPHA * (0.0 - seen.success)
             pause = _BACKOFF_S[min(seen.failures_in_a_row, len(_BACKOFF_S) - 1)]
+            if retry_after_s is not None:
+                pause = min(retry_after_s, _MAX_RETRY_AFTER_S)
             seen.failures_in_a_row += 1
             seen.retry_at = self._clock() + pause
             seen.last_error = error

@@ -131,6 +131,7 @@ class ServerConfig(_Table):
         default=None, ge=1, description="of a key without its own limit"
     )
     audit_log: Path | None = Field(default=None, description="a file for admin actions, as JSON lines")
+    otlp_endpoint: HttpUrl | None = Field(default=None, description="an OpenTelemetry collector, for traces")
     tls_cert: Path | None = Field(default=None, description="PEM certificate (chain); makes it HTTPS")
     tls_key: Path | None = Field(default=None, description="its PEM key")
     tls_client_ca: Path | None = Field(default=None, description="clients must show its certificates (mTLS)")

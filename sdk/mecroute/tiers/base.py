@@ -14,13 +14,15 @@ from mecroute_registry.facts import Task
 class Call:
     """One attempt at one target.
 
-    `body` holds the OpenAI request fields except `model` and `stream`, which the tier sets.
+    `body` holds the OpenAI request fields except `model` and `stream`, which the tier sets. `deadline_ms` is
+    what is left, from now, until nobody wants the answer; None without a deadline.
     """
 
     task: Task
     target: Target
     body: Mapping[str, Any]
     request_id: str
+    deadline_ms: float | None = None
 
 
 class Tier(Protocol):
@@ -29,6 +31,7 @@ class Tier(Protocol):
     Raises (both calls):
         TierError: the target cannot be reached or answered with nonsense.
         OverloadedError: it refuses for lack of room.
+        DeadlineExceededError: it says that it could not meet the deadline with nothing else to do.
         InvalidRequestError: the request is wrong for any target.
         ArtifactError: the model is missing or damaged there.
     """

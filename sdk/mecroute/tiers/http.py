@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -12,16 +15,20 @@ import httpx
 from mecroute.errors import (
     AuthenticationError,
     ContextLengthError,
+    DeadlineExceededError,
     InvalidRequestError,
     MecrouteError,
     ModelNotFoundError,
     NodeNotReadyError,
     OverloadedError,
+    TargetTooSlowError,
     TierResponseError,
     TierUnreachableError,
 )
+from mecroute.nodes.headers import DEADLINE_HEADER, deadline_value
 from mecroute.target import Target
 from mecroute.tiers.base import Call
+from mecroute.tracing import CallSpan, call_span
 from mecroute_registry.facts import Task, Tier
 
 _PATHS: Mapping[Task, str] = {
@@ -68,19 +75,27 @@ class HttpTier:
     async def complete(self, call: Call) -> dict[str, Any]:
         """One plain call; see `Tier`."""
         endpoint = self._endpoint(call.target)
-        response = await self._send(endpoint, call, stream=False)
-        try:
-            body = response.json()
-        except ValueError as error:
-            raise _nonsense(endpoint, "the answer is not JSON") from error
-        if not isinstance(body, dict):
-            raise _nonsense(endpoint, "the answer is not a JSON object")
-        return body
+        with call_span(call, endpoint.base_url) as span:
+            response = await self._send(endpoint, call, span, stream=False)
+            try:
+                body = response.json()
+            except ValueError as error:
+                raise _nonsense(endpoint, "the answer is not JSON") from error
+            if not isinstance(body, dict):
+                raise _nonsense(endpoint, "the answer is not a JSON object")
+            span.used(body.get("usage"))
+            return body
 
     async def stream(self, call: Call) -> AsyncGenerator[dict[str, Any]]:
         """One call answered by server-sent events; see `Tier`."""
         endpoint = self._endpoint(call.target)
-        response = await self._send(endpoint, call, stream=True)
+        with call_span(call, endpoint.base_url) as span:
+            async for chunk in self._chunks(endpoint, call, span):
+                span.used(chunk.get("usage"))
+                yield chunk
+
+    async def _chunks(self, endpoint: Endpoint, call: Call, span: CallSpan) -> AsyncGenerator[dict[str, Any]]:
+        response = await self._send(endpoint, call, span, stream=True)
         finished = False
         ended: set[int] = set()
         try:
@@ -122,7 +137,7 @@ class HttpTier:
         assert target.node is not None, "a remote target names its node"
         return self._endpoints[target.node]
 
-    async def _send(self, endpoint: Endpoint, call: Call, *, stream: bool) -> httpx.Response:
+    async def _send(self, endpoint: Endpoint, call: Call, span: CallSpan, *, stream: bool) -> httpx.Response:
         body = {**call.body, "model": call.target.model, "stream": stream}
         if call.task == "embed":
             del body["stream"]
@@ -132,6 +147,11 @@ class HttpTier:
         headers = {"x-request-id": call.request_id}
         if endpoint.api_key:
             headers["authorization"] = f"Bearer {endpoint.api_key}"
+        if endpoint.tier == "mec":
+            # Our own nodes only: a cloud service needs to know neither.
+            headers.update(span.headers)
+            if call.deadline_ms is not None:
+                headers[DEADLINE_HEADER] = deadline_value(call.deadline_ms)
         silence = _SILENCE_S[endpoint.tier]
         request = self._http.build_request(
             "POST",
@@ -183,21 +203,35 @@ async def _refusal(endpoint: Endpoint, response: httpx.Response, model: str) -> 
     if status == 404:
         return ModelNotFoundError(message, tier=tier, model=model)
     if status == 429:
-        return OverloadedError(message, retry_after_s=_retry_after(response), tier=tier)
+        retry_after_s = _retry_after_s(response)
+        if retry_after_s is None:
+            retry_after_s = _DEFAULT_RETRY_AFTER_S
+        return OverloadedError(message, retry_after_s=retry_after_s, tier=tier)
     if status in (400, 413, 422):
         if code == ContextLengthError.code:
             return ContextLengthError(message, tier=tier, model=model)
         return InvalidRequestError(message, tier=tier, model=model)
     if status == 503:
-        return NodeNotReadyError(message, retryable=True, tier=tier)
+        return NodeNotReadyError(message, retry_after_s=_retry_after_s(response), retryable=True, tier=tier)
+    if status == 504 and code == DeadlineExceededError.code:
+        return TargetTooSlowError(message, hint="allow more time, or ask for fewer tokens", tier=tier)
     return TierUnreachableError(message, retryable=status >= 500, tier=tier)
 
 
-def _retry_after(response: httpx.Response) -> float:
+def _retry_after_s(response: httpx.Response) -> float | None:
+    """When the service says that it is worth asking again: seconds, or None where it says nothing usable."""
+    for name, per_s in (("retry-after-ms", 1000), ("retry-after", 1)):
+        try:
+            seconds = float(response.headers.get(name, "")) / per_s
+        except ValueError:
+            continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
     try:
-        return max(0.0, float(response.headers.get("retry-after", "")))
-    except ValueError:
-        return _DEFAULT_RETRY_AFTER_S
+        at = parsedate_to_datetime(response.headers.get("retry-after", ""))
+        return max(0.0, at.timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
 
 
 def _error_message(body: object) -> str:

@@ -15,6 +15,7 @@ from mecroute.engines.llama.batch import Batch
 from mecroute.engines.llama.choosing import TokenChooser
 from mecroute.engines.llama.context import DecodeContext
 from mecroute.engines.llama.errands import Errands
+from mecroute.engines.llama.gaps import GapHistogram
 from mecroute.engines.llama.generation import Generation, GenerationRequest, wake
 from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.kv_memory import KvMemory, Resident
@@ -97,6 +98,9 @@ class Scheduler:
         self._decode_rate = Rate()
         # Requests end far less often than steps: a longer memory, of time with something running.
         self._completion_rate = Rate(memory_s=30.0)
+        self._gaps = GapHistogram()
+        self._decode_steps_total = 0
+        self._decoded_rows_total = 0
         self._tokens_total = 0
         self._prompt_tokens_total = 0
         self._prefix_hit_tokens = 0
@@ -224,6 +228,9 @@ class Scheduler:
                 prefix_hit_tokens=self._prefix_hit_tokens,
                 prefix_evictions=self._memory.evictions,
                 retry_after_s=self._retry_after_s() if full else 0.0,
+                decode_steps_total=self._decode_steps_total,
+                decoded_rows_total=self._decoded_rows_total,
+                gaps=self._gaps.read(),
             )
 
     def on_engine(self, work: Callable[[], _T]) -> Future[_T]:
@@ -399,7 +406,12 @@ class Scheduler:
         batch.decoded()
         self._follow([sequence.generation for sequence in batch.prompts_complete])
         finished = self._chooser.choose(batch)
+        for sequence, _ in batch.choices:
+            if sequence.gap_s is not None:
+                self._gaps.add(sequence.gap_s)
         self._tokens_total += len(batch.choices)
+        self._decode_steps_total += batch.decoding > 0
+        self._decoded_rows_total += batch.decoding
         if self._step_count > 1:  # the first one reads the weights from disk
             self._measure(batch, len(finished), time.perf_counter() - started_at)
         if finished:

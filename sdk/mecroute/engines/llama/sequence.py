@@ -26,15 +26,16 @@ class Sequence:
         prompt: its tokens.
         next_token: chosen, and to be decoded at the next step; `PREFILLING` before there is one.
         room: KV cells it may come to hold.
+        gap_s: from the token before to the newest one; None after the first.
         top_logprobs: as the request has it; unless None, `note` is called before `accept`.
 
     Not thread-safe.
     """
 
     __slots__ = (
-        "_cached", "_completed", "_first_token_at", "_logprobs", "_max_tokens", "_noted_bytes",
-        "_shown_bytes", "_started_at", "_text", "_unreported", "generation", "next_token", "prompt", "room",
-        "sampler", "slot", "top_logprobs",
+        "_cached", "_completed", "_first_token_at", "_last_token_at", "_logprobs", "_max_tokens",
+        "_noted_bytes", "_shown_bytes", "_started_at", "_text", "_unreported", "gap_s", "generation",
+        "next_token", "prompt", "room", "sampler", "slot", "top_logprobs",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +65,8 @@ class Sequence:
         self._shown_bytes = 0
         self._started_at = now
         self._first_token_at = now
+        self._last_token_at = now
+        self.gap_s: float | None = None
 
     def note(self, logprob: TokenLogprob, piece: bytes) -> None:
         """Keep the probability of a token until the first of its text is shown."""
@@ -85,6 +88,9 @@ class Sequence:
         self._unreported += 1
         if self._completed == 1:
             self._first_token_at = now
+        else:
+            self.gap_s = now - self._last_token_at
+        self._last_token_at = now
         reason: FinishReason | None = None
         if piece is None:
             text, reason = self._text.finish(), "stop"

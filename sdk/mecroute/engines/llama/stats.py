@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from mecroute.engines.llama.gaps import GapCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,10 @@ class EngineStats:
         prompt_tokens_total: prompt tokens since the start, cached or not.
         prefix_hit_tokens: prompt tokens since the start that were not computed again.
         prefix_evictions: times that something was forgotten for its room since the start.
+        decode_steps_total: steps since the start in which answers grew.
+        decoded_rows_total: tokens that these steps decoded, one of each running answer: divided by the steps
+            and by `n_parallel`, how full batches are.
+        gaps: between two tokens of an answer, since the start.
         retry_after_s: when a request refused now is worth repeating; 0 if it would be accepted.
     """
 
@@ -38,6 +44,9 @@ class EngineStats:
     prefix_hit_tokens: int
     prefix_evictions: int
     retry_after_s: float
+    decode_steps_total: int = 0
+    decoded_rows_total: int = 0
+    gaps: GapCounts = field(default_factory=GapCounts)
 
     @property
     def prefix_hit_rate(self) -> float | None:

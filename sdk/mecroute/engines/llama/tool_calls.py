@@ -6,9 +6,12 @@ import json
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mecroute.engines.llama.tool_prompt import CALL_BEGIN, CALL_END
+
+if TYPE_CHECKING:
+    from mecroute.engines.llama.generation import GenerationEvent
 
 
 def _new_id() -> str:
@@ -103,6 +106,28 @@ class ToolCallParser:
             # The model may end its turn right after the JSON.
             return [*_calls(held, self._names)] or [CALL_BEGIN + held]
         return [held] if held.strip() else []
+
+
+class AnswerParts:
+    """The texts of an answer and the calls in it, event by event.
+
+    Args:
+        functions: what may be called; none of them: everything is text.
+
+    Not thread-safe.
+    """
+
+    def __init__(self, functions: Collection[str]) -> None:
+        self._parser = ToolCallParser(functions) if functions else None
+
+    def take(self, event: GenerationEvent) -> list[str | ToolCall]:
+        """What is certain with this event, in its order; no text is empty."""
+        if self._parser is None:
+            return [event.text] if event.text else []
+        parts = self._parser.feed(event.text)
+        if event.finish_reason is not None:
+            parts += self._parser.finish()
+        return [part for part in parts if part]
 
 
 def _overlap(text: str, marker: str) -> int:

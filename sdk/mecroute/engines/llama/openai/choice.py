@@ -7,7 +7,7 @@ from typing import Any
 
 from mecroute.engines.llama.generation import GenerationEvent, GenerationRequest
 from mecroute.engines.llama.logprobs import TokenLogprob
-from mecroute.engines.llama.tool_calls import ToolCall, ToolCallParser
+from mecroute.engines.llama.tool_calls import AnswerParts, ToolCall
 
 
 class ChatChoice:
@@ -22,7 +22,7 @@ class ChatChoice:
 
     def __init__(self, index: int, request: GenerationRequest) -> None:
         self._index = index
-        self._parser = ToolCallParser(request.functions) if request.functions else None
+        self._parts = AnswerParts(request.functions)
         self._pending: list[TokenLogprob] = []
         self._calls = 0
         self._opened = False
@@ -34,10 +34,10 @@ class ChatChoice:
             self._opened = True
             yield self._piece({"role": "assistant", "content": ""})
         self._pending += event.logprobs
-        for part in self._parts(event):
+        for part in self._parts.take(event):
             if isinstance(part, ToolCall):
                 yield from self._call_pieces(part)
-            elif part:
+            else:
                 yield self._piece({"content": part}, self._take_logprobs())
         if event.finish_reason is not None:
             # What is left are tokens without text of their own.
@@ -50,7 +50,7 @@ class ChatChoice:
         calls: list[dict[str, Any]] = []
         for event in events:
             self._pending += event.logprobs
-            for part in self._parts(event):
+            for part in self._parts.take(event):
                 if isinstance(part, ToolCall):
                     calls.append(self._call(part))
                 else:
@@ -65,12 +65,6 @@ class ChatChoice:
             "logprobs": self._take_logprobs(),
             "finish_reason": self._finish_reason(events[-1]),
         }
-
-    def _parts(self, event: GenerationEvent) -> list[str | ToolCall]:
-        if self._parser is None:
-            return [event.text]
-        parts = self._parser.feed(event.text)
-        return parts + self._parser.finish() if event.finish_reason is not None else parts
 
     def _piece(self, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
         return {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": None}

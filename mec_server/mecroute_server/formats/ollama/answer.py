@@ -1,0 +1,134 @@
+"""An answer in the form of Ollama's chat or generate, whole or in pieces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from mecroute.engines.llama.engine import Generation, Usage
+from mecroute.engines.llama.tool_calls import AnswerParts, ToolCall
+from mecroute_server.formats.answers import read_whole
+from mecroute_server.framing import Framing, encode_json, failure_in
+from mecroute_server.generation import Reply
+
+#: How one endpoint of the two puts text and calls into its answer.
+_Put = Callable[[str, list[dict[str, Any]]], dict[str, Any]]
+
+
+def _chat(content: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    return {"message": message | {"tool_calls": calls} if calls else message}
+
+
+def _generate(content: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    del calls  # /api/generate has no tools
+    return {"response": content}
+
+
+async def chat_whole(generation: Generation, reply: Reply) -> dict[str, Any]:
+    """The whole answer of `/api/chat`."""
+    return await _whole(generation, reply, _chat)
+
+
+async def generate_whole(generation: Generation, reply: Reply) -> dict[str, Any]:
+    """The whole answer of `/api/generate`."""
+    return await _whole(generation, reply, _generate)
+
+
+def chat_pieces(generation: Generation, reply: Reply) -> AsyncIterator[dict[str, Any]]:
+    """The answer of `/api/chat` in pieces; the last one has no text and says what it took."""
+    return _pieces(generation, reply, _chat)
+
+
+def generate_pieces(generation: Generation, reply: Reply) -> AsyncIterator[dict[str, Any]]:
+    """The same for `/api/generate`."""
+    return _pieces(generation, reply, _generate)
+
+
+def loaded_chat(model: str) -> dict[str, Any]:
+    """The answer of `/api/chat` to a request that asks nothing."""
+    return _loaded(model, _chat)
+
+
+def loaded_generate(model: str) -> dict[str, Any]:
+    """The same for `/api/generate`."""
+    return _loaded(model, _generate)
+
+
+def _loaded(model: str, put: _Put) -> dict[str, Any]:
+    return {**_frame(model), **put("", []), "done": True, "done_reason": "load"}
+
+
+async def _whole(generation: Generation, reply: Reply, put: _Put) -> dict[str, Any]:
+    answer = await read_whole(generation)
+    return {
+        **_frame(reply.model),
+        **put(answer.text, [_call(at, call) for at, call in enumerate(answer.calls)]),
+        "done": True,
+        "done_reason": answer.last.finish_reason,
+        **_durations(answer.usage, reply),
+    }
+
+
+async def _pieces(generation: Generation, reply: Reply, put: _Put) -> AsyncIterator[dict[str, Any]]:
+    parts = AnswerParts(generation.request.functions)
+    calls = 0
+    with generation:
+        async for event in generation:
+            for part in parts.take(event):
+                if isinstance(part, ToolCall):
+                    told = put("", [_call(calls, part)])
+                    calls += 1
+                else:
+                    told = put(part, [])
+                yield {**_frame(reply.model), **told, "done": False}
+            if event.usage is not None:
+                yield {
+                    **_frame(reply.model),
+                    **put("", []),
+                    "done": True,
+                    "done_reason": event.finish_reason,
+                    **_durations(event.usage, reply),
+                }
+
+
+def _call(index: int, call: ToolCall) -> dict[str, Any]:
+    function = {"index": index, "name": call.name, "arguments": json.loads(call.arguments)}
+    return {"id": call.id, "function": function}
+
+
+def timestamp(at: datetime) -> str:
+    """RFC 3339, as Go writes it."""
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _frame(model: str) -> dict[str, Any]:
+    return {"model": model, "created_at": timestamp(datetime.now(UTC))}
+
+
+def _durations(usage: Usage, reply: Reply) -> dict[str, int]:
+    """Nanoseconds. The total includes what the request waited for a sequence, which no other field does."""
+    return {
+        "total_duration": int(reply.load_s * 1e9 + (usage.ttft_ms + usage.decode_ms) * 1e6),
+        "load_duration": int(reply.load_s * 1e9),
+        "prompt_eval_count": usage.prompt_tokens,
+        "prompt_eval_duration": int(usage.prefill_ms * 1e6),
+        "eval_count": usage.completion_tokens,
+        "eval_duration": int(usage.decode_ms * 1e6),
+    }
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return encode_json(value) + b"\n"
+
+
+def _lines(put: _Put) -> Framing:
+    # A line is never blank or a comment: a piece without text is what changes nothing.
+    heartbeat = _line({**put("", []), "done": False})
+    return Framing("application/x-ndjson", _line, failure=failure_in("ollama"), heartbeat=heartbeat)
+
+
+CHAT_LINES = _lines(_chat)
+GENERATE_LINES = _lines(_generate)
