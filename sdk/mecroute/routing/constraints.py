@@ -1,0 +1,128 @@
+"""Hard constraints: which targets may not serve a request, each with a named reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import overload
+
+from mecroute.context import Context
+from mecroute.decision import Reason, Rejection
+from mecroute.errors import InvalidRequestError
+from mecroute.request import Request
+from mecroute.requirements import TIERS_WITHIN
+from mecroute.target import TargetState
+
+_GB = 1e9
+
+
+def check_consistent(request: Request) -> None:
+    """Refuse a request that asks for what its own requirements exclude.
+
+    Raises:
+        InvalidRequestError: the message names the two that contradict each other.
+    """
+    tier, asked = request.model.tier, request.requirements
+    if tier is not None and not asked.allows_tier(tier):
+        raise InvalidRequestError(
+            f"model '{request.model.text}' and requirements.privacy '{asked.privacy}' contradict each other: "
+            f"the privacy floor excludes the {tier} tier",
+            hint="ask for a model of a tier within the floor, or relax the floor",
+        )
+
+
+class Screen:
+    """The constraints of one request. Call it with a target's state: the reason it is refused, or None."""
+
+    def __init__(self, request: Request, context: Context, battery_floor: float) -> None:
+        self._request = request
+        self._context = context
+        self._battery_floor = battery_floor
+        self._tiers = TIERS_WITHIN[request.requirements.privacy]
+        self._has_residency = request.requirements.residency is not None
+        self._any_model = request.model.name is None and request.model.tier is None
+        self._task = request.task
+        self._needs = context.features.needs
+        self._offline = context.network.offline
+        self._prompt_tokens = context.features.prompt_tokens
+
+    def __call__(self, state: TargetState) -> Reason | None:
+        """The first constraint that excludes a target; privacy and residency come before all others."""
+        target = state.target
+        tier = target.tier
+        if tier not in self._tiers:
+            return "privacy"
+        if self._has_residency and not self._request.requirements.allows_region(tier, target.region):
+            return "residency"
+        if not self._any_model and not self._request.model.admits(tier, target.model):
+            return "model"
+        if self._task not in state.tasks:
+            return "capability"
+        if self._needs and not self._needs <= state.abilities:
+            return "capability"
+        if self._offline and state.reached_over_network:
+            return "offline"
+        if state.unavailable is not None:
+            return "unavailable"
+        if self._prompt_tokens > state.context_length:
+            return "context_length"
+        if tier == "device":
+            return self._device(state)
+        return None
+
+    def _device(self, state: TargetState) -> Reason | None:
+        device = self._context.device
+        free, battery = device.memory_available_bytes, device.battery
+        if free is not None and state.memory_needed_bytes > free:
+            return "memory"
+        if battery is not None and not device.charging and battery < self._battery_floor:
+            return "battery"
+        return None
+
+    def detail(self, state: TargetState, reason: Reason) -> str:
+        """A refusal in words."""
+        target, asked, device = state.target, self._request.requirements, self._context.device
+        if reason == "privacy":
+            return f"privacy is '{asked.privacy}'"
+        if reason == "residency":
+            return f"data must stay in '{asked.residency}', this is in {target.region or 'an unknown region'}"
+        if reason == "model":
+            return f"the request asks for '{self._request.model.text}'"
+        if reason == "capability":
+            if self._task not in state.tasks:
+                return f"cannot do '{self._task}'"
+            return f"lacks {', '.join(sorted(self._needs - state.abilities))}"
+        if reason == "offline":
+            return "this host has no network route"
+        if reason == "unavailable":
+            return state.unavailable or "its price is not a number of at least 0"
+        if reason == "context_length":
+            return f"about {self._prompt_tokens} tokens do not fit {state.context_length}"
+        if reason == "memory":
+            free = device.memory_available_bytes or 0
+            return f"needs {state.memory_needed_bytes / _GB:.2f} GB, {free / _GB:.2f} GB are free"
+        if reason == "battery":
+            return f"battery at {device.battery or 0:.0%}, the floor is {self._battery_floor:.0%}"
+        return reason
+
+
+class Rejections(Sequence[Rejection]):
+    """The rejected targets; each put into words when it is read."""
+
+    __slots__ = ("_found", "_screen")
+
+    def __init__(self, screen: Screen, found: Iterable[tuple[TargetState, Reason, str | None]]) -> None:
+        self._screen = screen
+        self._found = tuple(found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @overload
+    def __getitem__(self, index: int) -> Rejection: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Rejection, ...]: ...
+    def __getitem__(self, index: int | slice) -> Rejection | tuple[Rejection, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        state, reason, detail = self._found[index]
+        return Rejection(state.target, reason, detail or self._screen.detail(state, reason))

@@ -1,0 +1,257 @@
+"""Predicts and scores every target that is left, and puts them in order.
+
+A thousand targets are ranked by a few numbers each; what a person or a fallback reads of a candidate
+(percentiles, parts, notes) is made when it is read. Both come from the same functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
+from typing import NamedTuple, overload
+
+from mecroute.config.schema import RouterConfig
+from mecroute.context import RequestFeatures
+from mecroute.decision import Candidate, Reason, Scores
+from mecroute.policies import Policy
+from mecroute.predict.complexity import estimate_tokens
+from mecroute.predict.cost import cost_usd
+from mecroute.predict.latency import Workload, expected_ms, latency_notes, predict_latency
+from mecroute.predict.quality import predict_quality
+from mecroute.predict.residuals import Correction
+from mecroute.prefix_keys import prefix_keys
+from mecroute.request import Request, message_text
+from mecroute.requirements import Requirements
+from mecroute.routing.constraints import Screen
+from mecroute.routing.traffic import Traffic
+from mecroute.target import Target, TargetState
+from mecroute_registry.facts import Tier
+
+#: How near a tier is: a tie goes to the nearer one, which needs no network and no shared capacity.
+NEARNESS: dict[Tier, int] = {"device": 0, "mec": 1, "cloud": 2}
+#: Where the availability is no share, as much speaks for a target as against it.
+_UNKNOWN_SHARE = 0.5
+_TOKENS_PER_MESSAGE = 6
+#: Sorts rows: by score, nearness and id. Two targets may have one name where a node lists a model twice.
+ORDER = itemgetter(0, 1, 2)
+
+
+class Row(NamedTuple):
+    """One ranked target, ordered by its first three fields: the best score first, ties to the nearer."""
+
+    negative_score: float
+    nearness: int
+    id: str
+    state: TargetState
+    p50_ms: float
+    cost_usd: float
+    cached_tokens: int
+
+    @property
+    def score(self) -> float:
+        """The weighted sum of the factors, 0..1 (or what the policy's code gave)."""
+        return -self.negative_score
+
+
+class Scoring:
+    """Scores targets for one request under one policy."""
+
+    def __init__(
+        self,
+        request: Request,
+        features: RequestFeatures,
+        policy: Policy,
+        config: RouterConfig,
+        *,
+        correction: Callable[[Target], Correction],
+        traffic: Traffic,
+    ) -> None:
+        self.request = request
+        self.features = features
+        self.policy = policy
+        asked = request.requirements
+        self._asked: Requirements = asked
+        self._latency_limit = asked.max_latency_ms or config.latency_target_ms
+        # A limit of nothing admits only what is free, and what is free has the full utility.
+        self._cost_limit = asked.max_cost_usd or config.cost_target_usd
+        self._correction = correction
+        self._traffic = traffic
+        limit = request.body.get("max_completion_tokens") or request.body.get("max_tokens")
+        self._work = Workload(
+            features.prompt_tokens,
+            features.output_tokens,
+            float(limit) if isinstance(limit, int | float) else math.inf,
+        )
+        self._qualities: dict[tuple[object, ...], float] = {}
+        self._beginnings: list[tuple[str, int]] | None = None
+
+    def rank(
+        self, targets: Iterable[TargetState], screen: Screen
+    ) -> tuple[list[Row], list[tuple[TargetState, Reason, str | None]]]:
+        """The targets that may serve, best first, and those that may not."""
+        rows: list[Row] = []
+        refused: list[tuple[TargetState, Reason, str | None]] = []
+        policy, work = self.policy, self._work
+        w_latency, w_quality, w_cost = policy.latency, policy.quality, policy.cost
+        w_availability = policy.availability
+        latency_limit, cost_limit = self._latency_limit, self._cost_limit
+        qualities, in_flight, correction_of = self._qualities, self._traffic.in_flight, self._correction
+        complexity, prompt_tokens = self.features.complexity, work.prompt_tokens
+        output_tokens, max_output_tokens = work.output_tokens, work.max_output_tokens
+        asked = self._asked
+        has_limits = not (asked.min_quality is asked.max_cost_usd is asked.deadline_ms is None)
+        for state in targets:
+            reason = screen(state)
+            if reason is not None:
+                refused.append((state, reason, None))
+                continue
+            target = state.target
+            id = target.id
+            correction = correction_of(target)
+            cached = self.cached_tokens(state) if state.prefixes else 0
+            p50 = expected_ms(state, work, correction, cached, in_flight.get(id, 0))[1]
+            key = (target.tier, target.model, target.digest, state.accuracy)
+            quality = qualities.get(key)
+            if quality is None:
+                quality = qualities[key] = _share(predict_quality(state, complexity)[0])
+            length = output_tokens * correction.length
+            price = cost_usd(
+                state,
+                prompt_tokens,
+                length if length < max_output_tokens else max_output_tokens,
+            )
+            if not 0 <= price < math.inf:
+                refused.append((state, "unavailable", None))
+                continue
+            availability = state.availability
+            if not 0 <= availability <= 1:
+                availability = _UNKNOWN_SHARE
+            if has_limits and (limit := _stated_limit(asked, state, p50, quality, price)) is not None:
+                refused.append((state, *limit))
+                continue
+            score = (
+                w_latency * latency_limit / (latency_limit + p50)
+                + w_quality * quality
+                + w_cost * cost_limit / (cost_limit + price)
+                + w_availability * availability
+            )
+            rows.append(Row(-score, NEARNESS[target.tier], id, state, p50, price, cached))
+        rows.sort(key=ORDER)
+        return rows, refused
+
+    def candidate(self, row: Row) -> Candidate:
+        """Everything that is predicted of a ranked target."""
+        state = row.state
+        target = state.target
+        correction = self._correction(target)
+        in_flight = self._traffic.in_flight.get(row.id, 0)
+        latency = predict_latency(
+            state, self._work, correction, cached_tokens=row.cached_tokens, in_flight=in_flight
+        )
+        quality, quality_note = predict_quality(state, self.features.complexity)
+        quality = _share(quality)
+        availability = _share(state.availability)
+
+        def noted() -> tuple[str, ...]:
+            return (*latency_notes(state, latency, correction, row.cached_tokens), quality_note)
+
+        return Candidate(
+            target=target,
+            ttft_ms=latency.ttft_ms,
+            latency_ms_p50=latency.p50_ms,
+            latency_ms_p95=latency.p95_ms,
+            quality=quality,
+            cost_usd=row.cost_usd,
+            availability=availability,
+            scores=Scores(
+                self._latency_limit / (self._latency_limit + latency.p50_ms),
+                quality,
+                self._cost_limit / (self._cost_limit + row.cost_usd),
+                availability,
+                row.score,
+            ),
+            cold=latency.parts.load_ms > 0,
+            assumed=state.decode_tokens_per_s is None,
+            ttft_ms_p95=latency.ttft_p95_ms,
+            parts=latency.parts,
+            output_tokens=latency.output_tokens,
+            cached_prompt_tokens=row.cached_tokens,
+            claimed_ttft_ms=latency.claimed_ttft_ms,
+            claimed_wait_ms=latency.claimed_wait_ms,
+            noted=noted,
+        )
+
+    def cached_tokens(self, state: TargetState) -> int:
+        """Prompt tokens that a target holds already: those of the longest beginning it has."""
+        if self._beginnings is None:
+            self._beginnings = _beginnings(self.request)
+        prefixes = state.prefixes
+        for key, tokens in self._beginnings:
+            if key in prefixes:
+                # At least one token is always computed, to have something to sample from.
+                return max(0, min(tokens, self._work.prompt_tokens - 1))
+        return 0
+
+
+class Ranking(Sequence[Candidate]):
+    """Ranked candidates, each made when it is first read."""
+
+    __slots__ = ("_made", "_make", "_rows")
+
+    def __init__(self, rows: Sequence[Row], make: Callable[[Row], Candidate]) -> None:
+        self._rows = rows
+        self._make = make
+        self._made: dict[int, Candidate] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Candidate: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Candidate, ...]: ...
+    def __getitem__(self, index: int | slice) -> Candidate | tuple[Candidate, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self._rows))))
+        if index < 0:
+            index += len(self._rows)
+        made = self._made.get(index)
+        if made is None:
+            if not 0 <= index < len(self._rows):
+                raise IndexError(index)
+            made = self._made[index] = self._make(self._rows[index])
+        return made
+
+
+def _beginnings(request: Request) -> list[tuple[str, int]]:
+    """Key and estimated tokens of each beginning of the conversation, the longest first."""
+    messages = request.body.get("messages")
+    if not messages:
+        return []
+    tools = request.body.get("tools")
+    tokens = estimate_tokens(str(tools)) if tools else 0
+    found = []
+    for key, message in zip(prefix_keys(messages, tools=tools), messages, strict=False):
+        tokens += _TOKENS_PER_MESSAGE + estimate_tokens(message_text(message))
+        found.append((key, tokens))
+    return found[::-1]
+
+
+def _stated_limit(
+    asked: Requirements, state: TargetState, p50_ms: float, quality: float, price: float
+) -> tuple[Reason, str] | None:
+    """The caller's own limits, held against the prediction."""
+    if asked.min_quality is not None and quality < asked.min_quality:
+        return "quality", f"predicted {quality:.2f}, at least {asked.min_quality:.2f} is required"
+    if asked.max_cost_usd is not None and price > asked.max_cost_usd:
+        return "cost", f"predicted ${price:.6f}, at most ${asked.max_cost_usd:.6f} is allowed"
+    # Only a measured speed may refuse: an assumed one is no reason to give up on an answer.
+    measured = state.decode_tokens_per_s is not None
+    if measured and asked.deadline_ms is not None and p50_ms > asked.deadline_ms:
+        return "deadline", f"predicted {p50_ms:.0f} ms, the deadline is {asked.deadline_ms:.0f} ms"
+    return None
+
+
+def _share(value: float) -> float:
+    return value if 0 <= value <= 1 else _UNKNOWN_SHARE
