@@ -64,8 +64,7 @@ class MonitorAgent:
 
     def correction(self, target: Target) -> Correction:
         """How this target's answers differed from what was predicted, so far."""
-        with self._lock:
-            return self._residuals.correction(target.id)
+        return self._residuals.correction(target.id)
 
     def availability(self, target_id: str) -> float:
         """Share of recent calls that were answered, 0..1, the newest weighing most; 1 before the first."""

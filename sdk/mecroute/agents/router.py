@@ -18,7 +18,7 @@ from mecroute.requirements import TIERS_WITHIN
 from mecroute.routing.balance import balance
 from mecroute.routing.constraints import Rejections, Screen, check_consistent
 from mecroute.routing.hedging import hedge_after_ms
-from mecroute.routing.ranking import ORDER, Ranking, Row, Scoring
+from mecroute.routing.ranking import Ranking, Rows, Scoring
 from mecroute.routing.sessions import goes_on, kept, session_name
 from mecroute.routing.traffic import Traffic
 from mecroute.target import Target, TargetState
@@ -99,12 +99,10 @@ class RouterAgent:
         scoring = Scoring(request, features, weighed, self._config, correction=correction, traffic=traffic)
         rows, refused = scoring.rank(targets, screen)
         if policy.scorer is not None:
-            rows, problem = _rescored(policy, rows, scoring, features)
+            problem = _rescore(policy, rows, scoring, features)
             if problem:
                 notes.append(problem)
-        choice = "no target is left"
-        if rows:
-            rows, choice = self._ordered(rows, request, policy, traffic, notes)
+        choice = self._choose(rows, request, policy, traffic, notes) if rows else "no target is left"
         candidates: Sequence[Candidate] = Ranking(rows, scoring.candidate)
         return Decision(
             request_id=request.id,
@@ -127,51 +125,42 @@ class RouterAgent:
         name = request.requirements.policy
         return self._default if name is None else self._policies.find(name)
 
-    def _ordered(
-        self, rows: list[Row], request: Request, policy: Policy, traffic: Traffic, notes: list[str]
-    ) -> tuple[list[Row], str]:
-        """The rows in the order in which they are tried, and why the first is first."""
+    def _choose(
+        self, rows: Rows, request: Request, policy: Policy, traffic: Traffic, notes: list[str]
+    ) -> str:
+        """Put the row first that is tried first; returns why."""
         best, zone = rows[0], self.zone(request)
+        if len(rows) == 1:
+            return f"chosen {best.id}: nothing else is left"
         session = None
-        if len(rows) > 1 and self._config.sticky_margin and goes_on(request):
+        if self._config.sticky_margin and goes_on(request):
             session = traffic.session(session_name(request))
         first, why = kept(session, rows, zone=zone, margin=self._config.sticky_margin)
         if first is None:
             if why:
                 notes.append(why)
             margin = self._config.tie_margin if policy.tie_margin is None else policy.tie_margin
-            tied = _tied(rows, margin)
+            tied = rows.within(margin)
             nearest = min(row.nearness for row in tied)
-            equals = [row for row in tied if row.nearness == nearest]
             first, why = balance(
-                self._config.balance, equals, request_id=request.id, traffic=traffic, zone=zone
+                self._config.balance,
+                [row for row in tied if row.nearness == nearest],
+                request_id=request.id,
+                traffic=traffic,
+                zone=zone,
             )
-            if first is not best and first.nearness < best.nearness:
+            if first.nearness < best.nearness:
                 gap = best.score - first.score
                 why = f"nearer, and within {margin} of the highest score (gap {gap:.4f})"
-        choice = f"chosen {first.id}: {why or 'the highest score'}"
-        if first is best:
-            return rows, choice
-        return [first, *(row for row in rows if row is not first)], choice
+        if first.place != best.place:
+            rows.put_first(first)
+        return f"chosen {first.id}: {why or 'the highest score'}"
 
 
-def _tied(rows: Sequence[Row], margin: float) -> list[Row]:
-    """The rows at the front whose scores are within the margin of the best."""
-    least = rows[0].score - margin
-    tied = []
-    for row in rows:
-        if row.score < least:
-            break
-        tied.append(row)
-    return tied
-
-
-def _rescored(
-    policy: Policy, rows: list[Row], scoring: Scoring, features: RequestFeatures
-) -> tuple[list[Row], str]:
-    """The rows by the scores of the policy's own code; as they were, and why, where it fails."""
+def _rescore(policy: Policy, rows: Rows, scoring: Scoring, features: RequestFeatures) -> str:
+    """Rank by the scores of the policy's own code; where that fails nothing changes, and it is said why."""
     assert policy.scorer is not None
-    rescored = []
+    scores = []
     for row in rows:
         try:
             score = float(policy.scorer(scoring.candidate(row), features, scoring.request.requirements))
@@ -181,9 +170,9 @@ def _rescored(
         if not math.isfinite(score):
             problem = f"gave {score} for {row.id}"
             break
-        rescored.append(row._replace(negative_score=-score))
+        scores.append(score)
     else:
-        rescored.sort(key=ORDER)
-        return rescored, ""
+        rows.rescore(scores)
+        return ""
     _LOG.warning("the policy '%s' %s; the balanced weights were used", policy.name, problem)
-    return rows, f"the policy '{policy.name}' {problem}; the balanced weights were used instead"
+    return f"the policy '{policy.name}' {problem}; the balanced weights were used instead"

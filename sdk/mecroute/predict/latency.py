@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mecroute.decision import LatencyParts
 from mecroute.predict.residuals import Correction
@@ -29,8 +30,7 @@ _ABSURD_MS = 86_400_000.0
 _ABSURD_COUNT = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
+class Workload(NamedTuple):
     """What one request asks of a target.
 
     Args:
@@ -64,20 +64,6 @@ class LatencyPrediction:
     claimed_wait_ms: float
 
 
-def expected_ms(
-    state: TargetState, work: Workload, correction: Correction, cached_tokens: int, in_flight: int
-) -> tuple[float, float]:
-    """Median time to first token and to the whole answer, in ms: all that a ranking needs.
-
-    Args:
-        cached_tokens: prompt tokens that the target holds already and does not compute again.
-        in_flight: requests of this client that are under way there; a report may not count them yet.
-    """
-    network, load, wait, prefill, decode, _ = _parts(state, work, correction, cached_tokens, in_flight)
-    ttft = (network + load + wait + prefill) * correction.ttft
-    return ttft, ttft + decode
-
-
 def predict_latency(
     state: TargetState,
     work: Workload,
@@ -88,13 +74,12 @@ def predict_latency(
 ) -> LatencyPrediction:
     """Predict time to first token and to the whole answer of one request on one target.
 
-    Numbers that cannot be (NaN, negative, absurdly large) count as unknown. Arguments: as `expected_ms`.
+    Numbers that cannot be (NaN, negative, absurdly large) count as unknown. Arguments: as `latency_parts`.
     """
-    network, load, wait, prefill, decode, claimed_wait = _parts(
+    network, load, wait, prefill, ttft, decode, claimed_wait = latency_parts(
         state, work, correction, cached_tokens, in_flight
     )
     factor = correction.ttft
-    ttft = (network + load + wait + prefill) * factor
     p50 = ttft + decode
     ttft_p95 = ttft * math.exp(correction.ttft_spread)
     tokens = min(work.output_tokens * correction.length, work.max_output_tokens)
@@ -116,48 +101,61 @@ def predict_latency(
     )
 
 
-def _parts(
+def latency_parts(
     state: TargetState, work: Workload, correction: Correction, cached_tokens: int, in_flight: int
-) -> tuple[float, float, float, float, float, float]:
-    """Network, loading, waiting, prefill (uncorrected), decode (corrected), and the waiting as reported."""
+) -> tuple[float, float, float, float, float, float, float]:
+    """The parts of the median, in ms: all that a ranking needs.
+
+    Args:
+        cached_tokens: prompt tokens that the target holds already and does not compute again.
+        in_flight: requests of this client that are under way there; a report may not count them yet.
+
+    Returns:
+        network, loading, waiting, prefill (all four before correction), time to first token and decoding
+        (corrected), and the waiting that the reported load means by itself.
+    """
+    prompt_tokens, output_tokens, most_tokens = work
     tier = state.target.tier
     speed = state.prefill_tokens_per_s
     if speed is None or not 0 < speed < _ABSURD_TOKENS_PER_S:
         speed = ASSUMED_PREFILL_TOKENS_PER_S[tier]
-    prefill = max(0, work.prompt_tokens - cached_tokens) / speed * 1000
+    prefill = (prompt_tokens - cached_tokens) * 1000 / speed
     network, load = state.round_trip_ms, state.ready_in_ms
     if not 0 <= network < _ABSURD_MS:
         network = 0.0
     if not 0 <= load < _ABSURD_MS:
         load = 0.0
-    if tier == "cloud":
-        network += ASSUMED_CLOUD_TTFT_MS
     speed = state.decode_tokens_per_s
     if speed is None or not 0 < speed < _ABSURD_TOKENS_PER_S:
         speed = ASSUMED_DECODE_TOKENS_PER_S[tier]
-    tokens = work.output_tokens * correction.length
-    if tokens > work.max_output_tokens:
-        tokens = work.max_output_tokens
-    decode = tokens / speed * 1000 * correction.decode
-
-    busy = state.running + state.queued
-    if busy == 0 and in_flight == 0 and correction.wait_ms is None:
-        return network, load, 0.0, prefill, decode, 0.0
-    if not 0 <= busy < _ABSURD_COUNT:
-        busy = 0
-    slots = state.parallel
-    if not 1 <= slots < _ABSURD_COUNT:
-        slots = 1
-    busy = max(busy, in_flight)
-    slowdown = 0.0 if state.speed_is_shared else BATCH_SLOWDOWN[tier]
+    tokens = output_tokens * correction.length
+    if tokens > most_tokens:
+        tokens = most_tokens
+    decode = tokens * 1000 / speed * correction.decode
+    wait = claimed_wait = 0.0
     if tier == "cloud":  # takes what it is sent; how busy it is shows in the corrections
-        return network, load, correction.wait_ms or 0.0, prefill, decode, 0.0
-    ahead = max(0, busy + 1 - slots)
-    # Requests ahead of this one leave at the rate of `slots` per service time of a full batch.
-    service = prefill + decode * (1 + slowdown * (slots - 1))
-    claimed_wait = ahead / slots * service
-    wait = claimed_wait if correction.wait_ms is None else correction.wait_ms
-    return network, load, wait, prefill, decode * (1 + slowdown * min(busy, slots - 1)), claimed_wait
+        network += ASSUMED_CLOUD_TTFT_MS
+    else:
+        busy = state.running + state.queued
+        if not 0 <= busy < _ABSURD_COUNT:
+            busy = 0
+        if in_flight > busy:
+            busy = in_flight
+        if busy:
+            slots = state.parallel
+            if not 1 <= slots < _ABSURD_COUNT:
+                slots = 1
+            slowdown = 0.0 if state.speed_is_shared else BATCH_SLOWDOWN[tier]
+            if busy >= slots:
+                # Requests ahead of this one leave at the rate of `slots` per service time of a full batch.
+                service = prefill + decode * (1 + slowdown * (slots - 1))
+                wait = claimed_wait = (busy + 1 - slots) / slots * service
+                busy = slots - 1
+            decode *= 1 + slowdown * busy
+    if correction.wait_ms is not None:
+        wait = correction.wait_ms
+    ttft = (network + load + wait + prefill) * correction.ttft
+    return network, load, wait, prefill, ttft, decode, claimed_wait
 
 
 def latency_notes(

@@ -91,11 +91,15 @@ class Quantile:
 
 
 class TargetResiduals:
-    """What was observed of one target."""
+    """What was observed of one target.
+
+    Attributes:
+        correction: what to correct the next prediction by.
+    """
 
     __slots__ = (
-        *("log_ttft", "log_decode", "log_length", "samples", "_deviation", "_ttft", "_decode", "_length"),
-        *("_whole", "_disagreement", "_wait_ms", "_distrusted", "_correction"),
+        *("correction", "log_ttft", "log_decode", "log_length", "samples", "_deviation"),
+        *("_ttft", "_decode", "_length", "_whole", "_disagreement", "_wait_ms", "_distrusted"),
     )
 
     def __init__(self) -> None:
@@ -108,12 +112,7 @@ class TargetResiduals:
         self._disagreement = 0.0
         self._wait_ms: float | None = None
         self._distrusted = False
-        self._correction = NO_CORRECTION
-
-    @property
-    def correction(self) -> Correction:
-        """What to correct the next prediction by."""
-        return self._correction
+        self.correction = NO_CORRECTION
 
     def learn(self, candidate: Candidate, expected_tokens: float, segment: Segment) -> None:
         """Take a whole answer. Its prediction held today's factors already, so what is left over is added."""
@@ -190,7 +189,7 @@ class TargetResiduals:
             self._distrusted = False
 
     def _publish(self) -> None:
-        self._correction = Correction(
+        self.correction = Correction(
             ttft=math.exp(self.log_ttft),
             decode=math.exp(self.log_decode),
             length=math.exp(self.log_length),
@@ -211,7 +210,7 @@ class Residuals:
         self._targets: OrderedDict[str, TargetResiduals] = OrderedDict()
 
     def correction(self, target_id: str) -> Correction:
-        """What to correct the next prediction for a target by."""
+        """What to correct the next prediction for a target by. Needs no lock."""
         seen = self._targets.get(target_id)
         return NO_CORRECTION if seen is None else seen.correction
 

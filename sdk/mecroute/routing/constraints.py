@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import overload
 
 from mecroute.context import Context
@@ -31,52 +31,18 @@ def check_consistent(request: Request) -> None:
 
 
 class Screen:
-    """The constraints of one request. Call it with a target's state: the reason it is refused, or None."""
+    """The constraints of one request.
+
+    Attributes:
+        check: called with a target's state: the first constraint that excludes it, or None; privacy and
+            residency come before all others.
+    """
 
     def __init__(self, request: Request, context: Context, battery_floor: float) -> None:
         self._request = request
         self._context = context
         self._battery_floor = battery_floor
-        self._tiers = TIERS_WITHIN[request.requirements.privacy]
-        self._has_residency = request.requirements.residency is not None
-        self._any_model = request.model.name is None and request.model.tier is None
-        self._task = request.task
-        self._needs = context.features.needs
-        self._offline = context.network.offline
-        self._prompt_tokens = context.features.prompt_tokens
-
-    def __call__(self, state: TargetState) -> Reason | None:
-        """The first constraint that excludes a target; privacy and residency come before all others."""
-        target = state.target
-        tier = target.tier
-        if tier not in self._tiers:
-            return "privacy"
-        if self._has_residency and not self._request.requirements.allows_region(tier, target.region):
-            return "residency"
-        if not self._any_model and not self._request.model.admits(tier, target.model):
-            return "model"
-        if self._task not in state.tasks:
-            return "capability"
-        if self._needs and not self._needs <= state.abilities:
-            return "capability"
-        if self._offline and state.reached_over_network:
-            return "offline"
-        if state.unavailable is not None:
-            return "unavailable"
-        if self._prompt_tokens > state.context_length:
-            return "context_length"
-        if tier == "device":
-            return self._device(state)
-        return None
-
-    def _device(self, state: TargetState) -> Reason | None:
-        device = self._context.device
-        free, battery = device.memory_available_bytes, device.battery
-        if free is not None and state.memory_needed_bytes > free:
-            return "memory"
-        if battery is not None and not device.charging and battery < self._battery_floor:
-            return "battery"
-        return None
+        self.check = _check(request, context, battery_floor)
 
     def detail(self, state: TargetState, reason: Reason) -> str:
         """A refusal in words."""
@@ -88,21 +54,61 @@ class Screen:
         if reason == "model":
             return f"the request asks for '{self._request.model.text}'"
         if reason == "capability":
-            if self._task not in state.tasks:
-                return f"cannot do '{self._task}'"
-            return f"lacks {', '.join(sorted(self._needs - state.abilities))}"
+            if self._request.task not in state.tasks:
+                return f"cannot do '{self._request.task}'"
+            return f"lacks {', '.join(sorted(self._context.features.needs - state.abilities))}"
         if reason == "offline":
             return "this host has no network route"
         if reason == "unavailable":
             return state.unavailable or "its price is not a number of at least 0"
         if reason == "context_length":
-            return f"about {self._prompt_tokens} tokens do not fit {state.context_length}"
+            return f"about {self._context.features.prompt_tokens} tokens do not fit {state.context_length}"
         if reason == "memory":
             free = device.memory_available_bytes or 0
             return f"needs {state.memory_needed_bytes / _GB:.2f} GB, {free / _GB:.2f} GB are free"
         if reason == "battery":
             return f"battery at {device.battery or 0:.0%}, the floor is {self._battery_floor:.0%}"
         return reason
+
+
+def _check(
+    request: Request, context: Context, battery_floor: float
+) -> Callable[[TargetState], Reason | None]:
+    """A function over local names: it is called for every target."""
+    asked, model, task, device = request.requirements, request.model, request.task, context.device
+    tiers = TIERS_WITHIN[asked.privacy]
+    has_residency = asked.residency is not None
+    any_model = model.name is None and model.tier is None
+    needs, prompt_tokens = context.features.needs, context.features.prompt_tokens
+    offline = context.network.offline
+    free, battery = device.memory_available_bytes, device.battery
+    is_low = battery is not None and not device.charging and battery < battery_floor
+
+    def check(state: TargetState) -> Reason | None:
+        target = state.target
+        tier = target.tier
+        if tier not in tiers:
+            return "privacy"
+        if has_residency and not asked.allows_region(tier, target.region):
+            return "residency"
+        if not any_model and not model.admits(tier, target.model):
+            return "model"
+        if task not in state.tasks or (needs and not needs <= state.abilities):
+            return "capability"
+        if offline and state.reached_over_network:
+            return "offline"
+        if state.unavailable is not None:
+            return "unavailable"
+        if prompt_tokens > state.context_length:
+            return "context_length"
+        if tier == "device":
+            if free is not None and state.memory_needed_bytes > free:
+                return "memory"
+            if is_low:
+                return "battery"
+        return None
+
+    return check
 
 
 class Rejections(Sequence[Rejection]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from operator import itemgetter
+from itertools import takewhile
 from typing import NamedTuple, overload
 
 from mecroute.config.schema import RouterConfig
@@ -17,7 +17,7 @@ from mecroute.decision import Candidate, Reason, Scores
 from mecroute.policies import Policy
 from mecroute.predict.complexity import estimate_tokens
 from mecroute.predict.cost import cost_usd
-from mecroute.predict.latency import Workload, expected_ms, latency_notes, predict_latency
+from mecroute.predict.latency import Workload, latency_notes, latency_parts, predict_latency
 from mecroute.predict.quality import predict_quality
 from mecroute.predict.residuals import Correction
 from mecroute.prefix_keys import prefix_keys
@@ -33,25 +33,112 @@ NEARNESS: dict[Tier, int] = {"device": 0, "mec": 1, "cloud": 2}
 #: Where the availability is no share, as much speaks for a target as against it.
 _UNKNOWN_SHARE = 0.5
 _TOKENS_PER_MESSAGE = 6
-#: Sorts rows: by score, nearness and id. Two targets may have one name where a node lists a model twice.
-ORDER = itemgetter(0, 1, 2)
+Refused = tuple[TargetState, Reason, str | None]
 
 
 class Row(NamedTuple):
-    """One ranked target, ordered by its first three fields: the best score first, ties to the nearer."""
+    """One ranked target.
 
-    negative_score: float
+    Args:
+        score: the weighted sum of the factors, 0..1 (or what the policy's code gave).
+        place: where its numbers are.
+    """
+
+    score: float
     nearness: int
     id: str
     state: TargetState
     p50_ms: float
     cost_usd: float
     cached_tokens: int
+    place: int
 
-    @property
-    def score(self) -> float:
-        """The weighted sum of the factors, 0..1 (or what the policy's code gave)."""
-        return -self.negative_score
+
+class Rows(Sequence[Row]):
+    """Ranked targets, best first; equal scores go to the nearer tier, then by name.
+
+    Args:
+        negative_scores, p50s_ms, costs_usd, cached_tokens: one number per state.
+    """
+
+    __slots__ = ("_cached_tokens", "_costs_usd", "_order", "_p50s_ms", "_scores", "_states")
+
+    def __init__(
+        self,
+        states: list[TargetState],
+        negative_scores: list[float],
+        p50s_ms: list[float],
+        costs_usd: list[float],
+        cached_tokens: list[int],
+    ) -> None:
+        self._states = states
+        self._p50s_ms, self._costs_usd, self._cached_tokens = p50s_ms, costs_usd, cached_tokens
+        self._sort(negative_scores)
+
+    def _sort(self, negative_scores: list[float]) -> None:
+        self._scores = negative_scores
+        self._order = order = sorted(range(len(negative_scores)), key=negative_scores.__getitem__)
+        # Equal scores keep the order of the input so far, which says nothing.
+        if len(set(negative_scores)) < len(order):
+            order.sort(key=self._full_order)
+
+    def _full_order(self, place: int) -> tuple[float, int, str]:
+        target = self._states[place].target
+        return self._scores[place], NEARNESS[target.tier], target.id
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self._row(place) for place in self._order[index]]
+        return self._row(self._order[index])
+
+    def _row(self, place: int) -> Row:
+        state = self._states[place]
+        target = state.target
+        return Row(
+            -self._scores[place],
+            NEARNESS[target.tier],
+            target.id,
+            state,
+            self._p50s_ms[place],
+            self._costs_usd[place],
+            self._cached_tokens[place],
+            place,
+        )
+
+    def within(self, margin: float) -> list[Row]:
+        """The rows whose scores are within the margin of the best."""
+        if not self._order:
+            return []
+        most = self._scores[self._order[0]] + margin
+        return [
+            self._row(place) for place in takewhile(lambda place: self._scores[place] <= most, self._order)
+        ]
+
+    def find(self, id: str) -> Row | None:
+        """The row of a target; None where it is not ranked."""
+        for place in self._order:
+            if self._states[place].target.id == id:
+                return self._row(place)
+        return None
+
+    def put_first(self, row: Row) -> None:
+        """Let a row be tried before all others."""
+        self._order.remove(row.place)
+        self._order.insert(0, row.place)
+
+    def rescore(self, scores: Sequence[float]) -> None:
+        """Rank anew by these scores, given in the present order."""
+        negative = list(self._scores)
+        for place, score in zip(self._order, scores, strict=True):
+            negative[place] = -score
+        self._sort(negative)
 
 
 class Scoring:
@@ -83,62 +170,72 @@ class Scoring:
             features.output_tokens,
             float(limit) if isinstance(limit, int | float) else math.inf,
         )
-        self._qualities: dict[tuple[object, ...], float] = {}
         self._beginnings: list[tuple[str, int]] | None = None
 
-    def rank(
-        self, targets: Iterable[TargetState], screen: Screen
-    ) -> tuple[list[Row], list[tuple[TargetState, Reason, str | None]]]:
-        """The targets that may serve, best first, and those that may not."""
-        rows: list[Row] = []
-        refused: list[tuple[TargetState, Reason, str | None]] = []
-        policy, work = self.policy, self._work
-        w_latency, w_quality, w_cost = policy.latency, policy.quality, policy.cost
-        w_availability = policy.availability
+    def rank(self, targets: Iterable[TargetState], screen: Screen) -> tuple[Rows, list[Refused]]:
+        """The targets that may serve, best first, and those that may not.
+
+        Raises: nothing, whatever the states hold: numbers that cannot be count as unknown.
+        """
+        # One pass over numbers alone: an object per target would cost more than its prediction, and wake
+        # the garbage collector every time.
+        left: list[TargetState] = []
+        negative_scores: list[float] = []
+        p50s: list[float] = []
+        prices: list[float] = []
+        cached_tokens: list[int] = []
+        refused: list[Refused] = []
+        policy, asked, work = self.policy, self._asked, self._work
+        w_latency, w_cost = policy.latency * self._latency_limit, policy.cost * self._cost_limit
+        w_quality, w_availability = policy.quality, policy.availability
         latency_limit, cost_limit = self._latency_limit, self._cost_limit
-        qualities, in_flight, correction_of = self._qualities, self._traffic.in_flight, self._correction
-        complexity, prompt_tokens = self.features.complexity, work.prompt_tokens
-        output_tokens, max_output_tokens = work.output_tokens, work.max_output_tokens
-        asked = self._asked
+        check, in_flight, correction_of = screen.check, self._traffic.in_flight.get, self._correction
+        prompt_tokens, output_tokens, most_tokens = work
+        complexity = self.features.complexity
         has_limits = not (asked.min_quality is asked.max_cost_usd is asked.deadline_ms is None)
+        qualities: dict[tuple[object, ...], float] = {}
         for state in targets:
-            reason = screen(state)
+            reason = check(state)
             if reason is not None:
                 refused.append((state, reason, None))
                 continue
             target = state.target
-            id = target.id
             correction = correction_of(target)
             cached = self.cached_tokens(state) if state.prefixes else 0
-            p50 = expected_ms(state, work, correction, cached, in_flight.get(id, 0))[1]
-            key = (target.tier, target.model, target.digest, state.accuracy)
-            quality = qualities.get(key)
-            if quality is None:
-                quality = qualities[key] = _share(predict_quality(state, complexity)[0])
-            length = output_tokens * correction.length
-            price = cost_usd(
-                state,
-                prompt_tokens,
-                length if length < max_output_tokens else max_output_tokens,
+            _, _, _, _, first, decode, _ = latency_parts(
+                state, work, correction, cached, in_flight(target.id, 0)
             )
-            if not 0 <= price < math.inf:
-                refused.append((state, "unavailable", None))
-                continue
+            p50 = first + decode
+            model = (target.model, target.tier, state.accuracy)
+            quality = qualities.get(model)
+            if quality is None:
+                quality = qualities[model] = _share(predict_quality(state, complexity)[0])
+            if state.input_usd_per_mtok == 0 and state.output_usd_per_mtok == 0:
+                price = 0.0
+            else:
+                price = cost_usd(state, prompt_tokens, min(output_tokens * correction.length, most_tokens))
+                if not 0 <= price < math.inf:
+                    refused.append((state, "unavailable", None))
+                    continue
             availability = state.availability
             if not 0 <= availability <= 1:
                 availability = _UNKNOWN_SHARE
             if has_limits and (limit := _stated_limit(asked, state, p50, quality, price)) is not None:
                 refused.append((state, *limit))
                 continue
-            score = (
-                w_latency * latency_limit / (latency_limit + p50)
-                + w_quality * quality
-                + w_cost * cost_limit / (cost_limit + price)
-                + w_availability * availability
+            left.append(state)
+            p50s.append(p50)
+            prices.append(price)
+            cached_tokens.append(cached)
+            negative_scores.append(
+                -(
+                    w_latency / (latency_limit + p50)
+                    + w_quality * quality
+                    + w_cost / (cost_limit + price)
+                    + w_availability * availability
+                )
             )
-            rows.append(Row(-score, NEARNESS[target.tier], id, state, p50, price, cached))
-        rows.sort(key=ORDER)
-        return rows, refused
+        return Rows(left, negative_scores, p50s, prices, cached_tokens), refused
 
     def candidate(self, row: Row) -> Candidate:
         """Everything that is predicted of a ranked target."""
@@ -199,7 +296,7 @@ class Ranking(Sequence[Candidate]):
 
     __slots__ = ("_made", "_make", "_rows")
 
-    def __init__(self, rows: Sequence[Row], make: Callable[[Row], Candidate]) -> None:
+    def __init__(self, rows: Rows, make: Callable[[Row], Candidate]) -> None:
         self._rows = rows
         self._make = make
         self._made: dict[int, Candidate] = {}
@@ -218,8 +315,6 @@ class Ranking(Sequence[Candidate]):
             index += len(self._rows)
         made = self._made.get(index)
         if made is None:
-            if not 0 <= index < len(self._rows):
-                raise IndexError(index)
             made = self._made[index] = self._make(self._rows[index])
         return made
 

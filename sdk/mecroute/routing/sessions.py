@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from mecroute.prefix_keys import prefix_keys
 from mecroute.request import Request
-from mecroute.routing.ranking import Row
+from mecroute.routing.ranking import Row, Rows
 from mecroute.routing.traffic import Session
 
 #: A node whose answer would take this many times as long as the best one's has degraded.
@@ -38,9 +36,7 @@ def goes_on(request: Request) -> bool:
     )
 
 
-def kept(
-    session: Session | None, ranked: Sequence[Row], *, zone: str | None, margin: float
-) -> tuple[Row | None, str]:
+def kept(session: Session | None, ranked: Rows, *, zone: str | None, margin: float) -> tuple[Row | None, str]:
     """The row at which a conversation stays, and why; or None and why it is handed over.
 
     Only ranked targets come into question, so that nothing keeps a request past a hard constraint.
@@ -52,7 +48,7 @@ def kept(
     """
     if session is None or margin <= 0:
         return None, ""
-    row = next((row for row in ranked if row.id == session.target_id), None)
+    row = ranked.find(session.target_id)
     if row is None:
         return None, f"handed over: {session.target_id} can no longer serve the conversation"
     if zone is not None and session.zone is not None and zone != session.zone and row.state.zone != zone:
