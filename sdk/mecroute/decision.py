@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, overload
 
 from mecroute.context import RequestFeatures
 from mecroute.requirements import Requirements
@@ -39,6 +39,36 @@ class Scores:
     total: float
 
 
+class Notes(Sequence[str]):
+    """Notes that are put into words when somebody reads them."""
+
+    __slots__ = ("_made", "_make")
+
+    def __init__(self, make: Callable[[], Iterable[str]]) -> None:
+        self._make = make
+        self._made: tuple[str, ...] | None = None
+
+    def _all(self) -> tuple[str, ...]:
+        if self._made is None:
+            self._made = tuple(self._make())
+        return self._made
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        return self._all()[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._all() == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as a list's: it is compared, never looked up
+
+
 @dataclass(frozen=True, slots=True)
 class LatencyParts:
     """What a predicted median latency is made of, in ms."""
@@ -69,7 +99,8 @@ class Candidate:
         cached_prompt_tokens: tokens of the prompt that the target holds already, about.
         claimed_ttft_ms, claimed_wait_ms: what the target's profile and reported load mean by themselves,
             before any correction; 0 where unknown.
-        noted: makes `notes`; called only when somebody reads them.
+        notes: where the numbers come from, and what had to be assumed.
+        quality_adjusted_by: how far evidence has moved the predicted quality.
     """
 
     target: Target
@@ -88,12 +119,8 @@ class Candidate:
     cached_prompt_tokens: int = 0
     claimed_ttft_ms: float = 0.0
     claimed_wait_ms: float = 0.0
-    noted: Callable[[], tuple[str, ...]] | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Where the numbers come from, and what had to be assumed."""
-        return self.noted() if self.noted is not None else ()
+    notes: Sequence[str] = ()
+    quality_adjusted_by: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The candidate as JSON types."""
@@ -115,6 +142,7 @@ class Candidate:
             "cached_prompt_tokens": self.cached_prompt_tokens,
             "claimed_ttft_ms": self.claimed_ttft_ms,
             "claimed_wait_ms": self.claimed_wait_ms,
+            "quality_adjusted_by": self.quality_adjusted_by,
             "notes": list(self.notes),
         }
 
@@ -143,6 +171,7 @@ class Decision:
         policy: name of the policy whose weights were used.
         hedge_after_ms: when the first fallback is asked as well, if the primary has not begun to answer by
             then (a whole answer has begun when it is there); None without a hedge.
+        hedge_to: the id of that fallback; should another stand in its place, nothing is hedged.
         propensity: 0..1, probability with which this primary was chosen (1 unless something was explored);
             what off-policy estimates divide by.
         explored: whether the primary was put first to learn about it, and not for its score.
@@ -158,6 +187,7 @@ class Decision:
     choice: str = ""
     policy: str = "balanced"
     hedge_after_ms: float | None = None
+    hedge_to: str | None = None
     propensity: float = 1.0
     explored: bool = False
     notes: tuple[str, ...] = ()
@@ -186,6 +216,7 @@ class Decision:
             "rejected": [rejection.to_dict() for rejection in self.rejected],
             "choice": self.choice,
             "hedge_after_ms": self.hedge_after_ms,
+            "hedge_to": self.hedge_to,
             "propensity": self.propensity,
             "explored": self.explored,
             "notes": list(self.notes),
@@ -209,7 +240,7 @@ class Decision:
         lines = [self.choice] if self.choice else []
         if self.hedge_after_ms is not None:
             lines.append(
-                f"hedge: {self.candidates[1].target.id} is asked as well after {self.hedge_after_ms:.0f} ms "
+                f"hedge: {self.hedge_to} is asked as well after {self.hedge_after_ms:.0f} ms "
                 "without an answer"
             )
         return [*lines, *self.notes]

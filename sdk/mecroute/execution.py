@@ -224,7 +224,10 @@ class Execution:
         return started
 
     def _may_hedge(self, index: int) -> bool:
-        return index == 0 and self.decision.hedge_after_ms is not None and not self._attempts
+        decision = self.decision
+        if index != 0 or decision.hedge_after_ms is None or self._attempts:
+            return False
+        return len(decision.candidates) > 1 and decision.candidates[1].target.id == decision.hedge_to
 
     def _hedge_after_s(self) -> float:
         return (self.decision.hedge_after_ms or 0.0) / 1000

@@ -18,7 +18,7 @@ from mecroute.requirements import TIERS_WITHIN
 from mecroute.routing.balance import balance
 from mecroute.routing.constraints import Rejections, Screen, check_consistent
 from mecroute.routing.hedging import hedge_after_ms
-from mecroute.routing.ranking import Ranking, Rows, Scoring
+from mecroute.routing.ranking import Adjustment, Ranking, Rows, Scoring
 from mecroute.routing.sessions import goes_on, kept, session_name
 from mecroute.routing.traffic import Traffic
 from mecroute.target import Target, TargetState
@@ -75,6 +75,7 @@ class RouterAgent:
         *,
         battery_floor: float,
         correction: Callable[[Target], Correction],
+        adjustment: Adjustment | None = None,
         traffic: Traffic | None = None,
     ) -> Decision:
         """Rank the targets for one request.
@@ -82,6 +83,7 @@ class RouterAgent:
         Args:
             battery_floor: 0..1; a discharging device below it is not used.
             correction: what was observed of a target so far.
+            adjustment: what evidence adds to a target's quality at a complexity, and how much there is.
             traffic: what was sent before; default: nothing.
 
         Returns:
@@ -96,7 +98,15 @@ class RouterAgent:
         screen = Screen(request, context, battery_floor)
         features = context.features
         weighed = policy if policy.scorer is None else BUILT_IN["balanced"]
-        scoring = Scoring(request, features, weighed, self._config, correction=correction, traffic=traffic)
+        scoring = Scoring(
+            request,
+            features,
+            weighed,
+            self._config,
+            correction=correction,
+            adjustment=adjustment,
+            traffic=traffic,
+        )
         rows, refused = scoring.rank(targets, screen)
         if policy.scorer is not None:
             problem = _rescore(policy, rows, scoring, features)
@@ -104,6 +114,7 @@ class RouterAgent:
                 notes.append(problem)
         choice = self._choose(rows, request, policy, traffic, notes) if rows else "no target is left"
         candidates: Sequence[Candidate] = Ranking(rows, scoring.candidate)
+        hedge_after = hedge_after_ms(request, candidates, self._config)
         return Decision(
             request_id=request.id,
             features=features,
@@ -113,7 +124,8 @@ class RouterAgent:
             rejected=Rejections(screen, refused),
             choice=choice,
             policy=policy.name,
-            hedge_after_ms=hedge_after_ms(request, candidates, self._config),
+            hedge_after_ms=hedge_after,
+            hedge_to=None if hedge_after is None else candidates[1].target.id,
             notes=tuple(notes),
         )
 

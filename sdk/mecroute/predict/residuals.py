@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mecroute.context import RequestFeatures
 from mecroute.decision import Candidate
@@ -59,6 +59,14 @@ class Correction:
     samples: int = 0
     wait_ms: float | None = None
     disagreement: float = 1.0
+
+    def widened(self, factor: float) -> Correction:
+        """The same with its percentiles farther out, while something is amiss with the target.
+
+        Args:
+            factor: >= 1, on the logs of p95 over p50.
+        """
+        return replace(self, ttft_spread=self.ttft_spread * factor, calibration=self.calibration * factor)
 
 
 #: Of a target that nothing was observed of.

@@ -13,7 +13,7 @@ from typing import NamedTuple, overload
 
 from mecroute.config.schema import RouterConfig
 from mecroute.context import RequestFeatures
-from mecroute.decision import Candidate, Reason, Scores
+from mecroute.decision import Candidate, Notes, Reason, Scores
 from mecroute.policies import Policy
 from mecroute.predict.complexity import estimate_tokens
 from mecroute.predict.cost import cost_usd
@@ -33,6 +33,8 @@ NEARNESS: dict[Tier, int] = {"device": 0, "mec": 1, "cloud": 2}
 #: Where the availability is no share, as much speaks for a target as against it.
 _UNKNOWN_SHARE = 0.5
 _TOKENS_PER_MESSAGE = 6
+#: What evidence adds to a target's quality at a complexity, and how many judged answers it stands on.
+Adjustment = Callable[[Target, float], tuple[float, float]]
 Refused = tuple[TargetState, Reason, str | None]
 
 
@@ -152,6 +154,7 @@ class Scoring:
         config: RouterConfig,
         *,
         correction: Callable[[Target], Correction],
+        adjustment: Adjustment | None,
         traffic: Traffic,
     ) -> None:
         self.request = request
@@ -163,6 +166,7 @@ class Scoring:
         # A limit of nothing admits only what is free, and what is free has the full utility.
         self._cost_limit = asked.max_cost_usd or config.cost_target_usd
         self._correction = correction
+        self._adjustment = adjustment
         self._traffic = traffic
         limit = request.body.get("max_completion_tokens") or request.body.get("max_tokens")
         self._work = Workload(
@@ -191,7 +195,7 @@ class Scoring:
         latency_limit, cost_limit = self._latency_limit, self._cost_limit
         check, in_flight, correction_of = screen.check, self._traffic.in_flight.get, self._correction
         prompt_tokens, output_tokens, most_tokens = work
-        complexity = self.features.complexity
+        complexity, adjustment = self.features.complexity, self._adjustment
         has_limits = not (asked.min_quality is asked.max_cost_usd is asked.deadline_ms is None)
         qualities: dict[tuple[object, ...], float] = {}
         for state in targets:
@@ -210,6 +214,8 @@ class Scoring:
             quality = qualities.get(model)
             if quality is None:
                 quality = qualities[model] = _share(predict_quality(state, complexity)[0])
+            if adjustment is not None:
+                quality = min(1.0, max(0.0, quality + adjustment(target, complexity)[0]))
             if state.input_usd_per_mtok == 0 and state.output_usd_per_mtok == 0:
                 price = 0.0
             else:
@@ -246,12 +252,16 @@ class Scoring:
         latency = predict_latency(
             state, self._work, correction, cached_tokens=row.cached_tokens, in_flight=in_flight
         )
-        quality, quality_note = predict_quality(state, self.features.complexity)
-        quality = _share(quality)
+        predicted, quality_note = predict_quality(state, self.features.complexity)
+        quality = predicted = _share(predicted)
+        if self._adjustment is not None:
+            by, evidence = self._adjustment(target, self.features.complexity)
+            quality = min(1.0, max(0.0, predicted + by))
+            if quality != predicted:
+                quality_note += (
+                    f", {quality - predicted:+.3f} by {evidence:.1f} judged answers of this difficulty"
+                )
         availability = _share(state.availability)
-
-        def noted() -> tuple[str, ...]:
-            return (*latency_notes(state, latency, correction, row.cached_tokens), quality_note)
 
         return Candidate(
             target=target,
@@ -276,7 +286,10 @@ class Scoring:
             cached_prompt_tokens=row.cached_tokens,
             claimed_ttft_ms=latency.claimed_ttft_ms,
             claimed_wait_ms=latency.claimed_wait_ms,
-            noted=noted,
+            notes=Notes(
+                lambda: (*latency_notes(state, latency, correction, row.cached_tokens), quality_note)
+            ),
+            quality_adjusted_by=quality - predicted,
         )
 
     def cached_tokens(self, state: TargetState) -> int:
