@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, overload
 
 from mecroute.context import RequestFeatures
 from mecroute.requirements import Requirements
@@ -39,6 +39,47 @@ class Scores:
     total: float
 
 
+class Notes(Sequence[str]):
+    """Notes that are put into words when somebody reads them."""
+
+    __slots__ = ("_made", "_make")
+
+    def __init__(self, make: Callable[[], Iterable[str]]) -> None:
+        self._make = make
+        self._made: tuple[str, ...] | None = None
+
+    def _all(self) -> tuple[str, ...]:
+        if self._made is None:
+            self._made = tuple(self._make())
+        return self._made
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        return self._all()[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._all() == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as a list's: it is compared, never looked up
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyParts:
+    """What a predicted median latency is made of, in ms."""
+
+    network_ms: float
+    load_ms: float
+    queue_ms: float
+    prefill_ms: float
+    decode_ms: float
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A target with its prediction for one request and its scores.
@@ -52,7 +93,14 @@ class Candidate:
         availability: 0..1.
         cold: whether the model must be loaded first, which the latency then includes.
         assumed: whether the speed behind the latency is an assumption.
+        ttft_ms_p95: time to first token at the 95th percentile.
+        parts: what the median latency is made of; None where it was not predicted from parts.
+        output_tokens: tokens this target is expected to write; 0 where only the request's estimate is known.
+        cached_prompt_tokens: tokens of the prompt that the target holds already, about.
+        claimed_ttft_ms, claimed_wait_ms: what the target's profile and reported load mean by themselves,
+            before any correction; 0 where unknown.
         notes: where the numbers come from, and what had to be assumed.
+        quality_adjusted_by: how far evidence has moved the predicted quality.
     """
 
     target: Target
@@ -65,7 +113,38 @@ class Candidate:
     scores: Scores
     cold: bool = False
     assumed: bool = False
-    notes: tuple[str, ...] = ()
+    ttft_ms_p95: float = 0.0
+    parts: LatencyParts | None = None
+    output_tokens: float = 0.0
+    cached_prompt_tokens: int = 0
+    claimed_ttft_ms: float = 0.0
+    claimed_wait_ms: float = 0.0
+    notes: Sequence[str] = ()
+    quality_adjusted_by: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The candidate as JSON types."""
+        scores, parts = self.scores, self.parts
+        return {
+            "target": _target_dict(self.target),
+            "ttft_ms": self.ttft_ms,
+            "ttft_ms_p95": self.ttft_ms_p95,
+            "latency_ms_p50": self.latency_ms_p50,
+            "latency_ms_p95": self.latency_ms_p95,
+            "quality": self.quality,
+            "cost_usd": self.cost_usd,
+            "availability": self.availability,
+            "scores": {name: getattr(scores, name) for name in Scores.__slots__},
+            "cold": self.cold,
+            "assumed": self.assumed,
+            "parts": {name: getattr(parts, name) for name in LatencyParts.__slots__} if parts else None,
+            "output_tokens": self.output_tokens,
+            "cached_prompt_tokens": self.cached_prompt_tokens,
+            "claimed_ttft_ms": self.claimed_ttft_ms,
+            "claimed_wait_ms": self.claimed_wait_ms,
+            "quality_adjusted_by": self.quality_adjusted_by,
+            "notes": list(self.notes),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,31 +155,42 @@ class Rejection:
     reason: Reason
     detail: str
 
+    def to_dict(self) -> dict[str, Any]:
+        """The rejection as JSON types."""
+        return {"target": _target_dict(self.target), "reason": self.reason, "detail": self.detail}
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Where a request goes and why. `candidates` is in the order in which targets are tried.
 
+    Candidates and rejections may be sequences that make their items when they are read: a decision among a
+    thousand targets is looked at only at its top.
+
     Args:
         policy: name of the policy whose weights were used.
         hedge_after_ms: when the first fallback is asked as well, if the primary has not begun to answer by
-            then; None without a hedge.
+            then (a whole answer has begun when it is there); None without a hedge.
+        hedge_to: the id of that fallback; should another stand in its place, nothing is hedged.
         propensity: 0..1, probability with which this primary was chosen (1 unless something was explored);
             what off-policy estimates divide by.
         explored: whether the primary was put first to learn about it, and not for its score.
+        notes: what else bore on the whole decision.
     """
 
     request_id: str
     features: RequestFeatures
     requirements: Requirements
     weights: Mapping[str, float]
-    candidates: tuple[Candidate, ...]
-    rejected: tuple[Rejection, ...]
+    candidates: Sequence[Candidate]
+    rejected: Sequence[Rejection]
     choice: str = ""
     policy: str = "balanced"
     hedge_after_ms: float | None = None
+    hedge_to: str | None = None
     propensity: float = 1.0
     explored: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def primary(self) -> Candidate | None:
@@ -108,44 +198,84 @@ class Decision:
         return self.candidates[0] if self.candidates else None
 
     @property
-    def fallbacks(self) -> tuple[Candidate, ...]:
+    def fallbacks(self) -> Sequence[Candidate]:
         """The candidates tried after the primary, in order."""
         return self.candidates[1:]
 
     def to_dict(self) -> dict[str, Any]:
         """The decision as JSON types."""
-        data = asdict(self)
-        data["features"]["needs"] = sorted(self.features.needs)
-        data["requirements"] = self.requirements.to_dict()
-        data["weights"] = dict(self.weights)
-        for entry, item in zip(data["candidates"], self.candidates, strict=True):
-            entry["target"]["id"] = item.target.id
-        for entry, refused in zip(data["rejected"], self.rejected, strict=True):
-            entry["target"]["id"] = refused.target.id
-        return data
-
-    def explain(self) -> str:
-        """The decision in words and numbers, one line per target."""
         f = self.features
-        lines = [
+        return {
+            "request_id": self.request_id,
+            "features": {name: getattr(f, name) for name in RequestFeatures.__slots__}
+            | {"reasons": list(f.reasons), "needs": sorted(f.needs)},
+            "requirements": self.requirements.to_dict(),
+            "policy": self.policy,
+            "weights": dict(self.weights),
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
+            "rejected": [rejection.to_dict() for rejection in self.rejected],
+            "choice": self.choice,
+            "hedge_after_ms": self.hedge_after_ms,
+            "hedge_to": self.hedge_to,
+            "propensity": self.propensity,
+            "explored": self.explored,
+            "notes": list(self.notes),
+        }
+
+    def outline(self) -> list[str]:
+        """What the decision started from: the request's features, the requirements, the weighting."""
+        f = self.features
+        asked = ", ".join(f"{name}={value}" for name, value in self.requirements.to_dict().items())
+        weighting = " + ".join(f"{weight:.2f} {factor}" for factor, weight in self.weights.items())
+        return [
             f"request {self.request_id}: complexity {f.complexity:.2f}"
             + (f" ({', '.join(f.reasons)})" if f.reasons else "")
             + f", about {f.prompt_tokens} tokens in, {f.output_tokens} out",
-            "requirements: " + ", ".join(f"{k}={v}" for k, v in self.requirements.to_dict().items()),
-            "score = " + " + ".join(f"{weight:.2f} {factor}" for factor, weight in self.weights.items()),
+            f"requirements: {asked}",
+            f"policy {self.policy}: score = {weighting or 'what its code says'}",
         ]
+
+    def outcome(self) -> list[str]:
+        """What was chosen and why, the hedge, and what else bore on it."""
+        lines = [self.choice] if self.choice else []
+        if self.hedge_after_ms is not None:
+            lines.append(
+                f"hedge: {self.hedge_to} is asked as well after {self.hedge_after_ms:.0f} ms "
+                "without an answer"
+            )
+        return [*lines, *self.notes]
+
+    def explain(self) -> str:
+        """The decision in words and numbers, a few lines per target."""
+        lines = self.outline()
         for rank, c in enumerate(self.candidates, 1):
-            s = c.scores
+            s, p = c.scores, c.parts
             lines.append(
                 f"{rank}. {c.target.id}: {s.total:.3f} = latency {s.latency:.3f}, quality {s.quality:.3f}, "
                 f"cost {s.cost:.3f}, availability {s.availability:.3f}"
             )
             lines.append(
-                f"   TTFT {c.ttft_ms:.0f} ms, whole {c.latency_ms_p50:.0f} ms (p95 {c.latency_ms_p95:.0f}), "
-                f"quality {c.quality:.2f}, ${c.cost_usd:.6f}, availability {c.availability:.3f}"
+                f"   TTFT {c.ttft_ms:.0f} ms (p95 {c.ttft_ms_p95:.0f}), whole {c.latency_ms_p50:.0f} ms "
+                f"(p95 {c.latency_ms_p95:.0f}), quality {c.quality:.2f}, ${c.cost_usd:.6f}, "
+                f"availability {c.availability:.3f}"
             )
+            if p is not None:
+                lines.append(
+                    f"   = network {p.network_ms:.0f} + loading {p.load_ms:.0f} + queue {p.queue_ms:.0f} + "
+                    f"prefill {p.prefill_ms:.0f} + decode {p.decode_ms:.0f} ms"
+                )
             lines += [f"   {note}" for note in c.notes]
-        if self.choice:
-            lines.append(self.choice)
+        lines += self.outcome()
         lines += [f"rejected {r.target.id}: {r.reason}: {r.detail}" for r in self.rejected]
         return "\n".join(lines)
+
+
+def _target_dict(target: Target) -> dict[str, Any]:
+    return {
+        "tier": target.tier,
+        "model": target.model,
+        "node": target.node,
+        "digest": target.digest,
+        "region": target.region,
+        "id": target.id,
+    }

@@ -1,4 +1,8 @@
-"""Runs a decision: tries its candidates in order and survives the loss of any of them."""
+"""Runs a decision: tries its candidates in order and survives the loss of any of them.
+
+Where the decision plans a hedge and the primary is late, the first fallback is asked as well; whichever
+begins first answers, and the other is told to stop.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,11 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 from mecroute.agents.monitor import MonitorAgent
+from mecroute.chunks import finish_reason, has_calls, take_text, whole_usage
 from mecroute.continuation import OverlapTrimmer, continue_body
 from mecroute.decision import Candidate, Decision
 from mecroute.errors import (
@@ -25,7 +31,10 @@ from mecroute.errors import (
     TierError,
 )
 from mecroute.outcome import Segment
+from mecroute.race import race
 from mecroute.request import Request
+from mecroute.routing.hedging import hedge_weight
+from mecroute.routing.traffic import Traffic
 from mecroute.tiers.base import Call, Tier
 from mecroute_registry.facts import Tier as TierName
 
@@ -41,22 +50,52 @@ FAILOVER = (
 )
 
 
+@dataclass(slots=True)
+class _Whole:
+    """A whole answer and the segment it is."""
+
+    body: dict[str, Any]
+    segment: Segment
+
+
+@dataclass(slots=True)
+class _Started:
+    """A stream that is open: the chunks that were read already (with their texts), and the rest."""
+
+    index: int
+    segment: Segment
+    begun: float
+    read: list[tuple[dict[str, Any], str]]
+    rest: AsyncGenerator[tuple[dict[str, Any], str]]
+
+
 class Execution:
     """One request under way: holds what was delivered and which targets took part.
 
     Args:
         tiers: the tiers that can be reached.
+        traffic: told of every call that is under way.
     """
 
     def __init__(
-        self, request: Request, decision: Decision, tiers: Mapping[TierName, Tier], monitor: MonitorAgent
+        self,
+        request: Request,
+        decision: Decision,
+        tiers: Mapping[TierName, Tier],
+        monitor: MonitorAgent,
+        traffic: Traffic,
     ) -> None:
         self.request = request
         self.decision = decision
         self.segments: list[Segment] = []
         self._tiers = tiers
         self._monitor = monitor
+        self._traffic = traffic
+        self._started = time.monotonic()
         self._attempts: list[tuple[str, MecrouteError]] = []
+        #: Places in the ranking of the targets that failed, and of the one that spoke last.
+        self._failed: set[int] = set()
+        self._answering = 0
         self._delivered = ""
         self._delivered_tokens = 0
         #: Whether what was delivered cannot be continued elsewhere: tool calls, or several answers at once.
@@ -64,18 +103,15 @@ class Execution:
 
     @property
     def last(self) -> Candidate:
-        """The candidate that gave the last segment (the primary before any did)."""
-        by_id = {c.target.id: c for c in self.decision.candidates}
-        return by_id[self.segments[-1].target_id] if self.segments else self.decision.candidates[0]
+        """The candidate that gave the last part of the answer (the one last tried before any did)."""
+        return self.decision.candidates[self._answering]
 
     @property
     def ttft_ms(self) -> float | None:
-        """From the call to the first text, over every attempt; None where no text was streamed."""
-        spent = 0.0
+        """From the first call to the first text, over every attempt; None where no text was streamed."""
         for segment in self.segments:
-            if segment.ttft_ms is not None:
-                return spent + segment.ttft_ms
-            spent += segment.latency_ms
+            if segment.ttft_ms is not None and segment.overtaken_by is None:
+                return segment.begun_ms + segment.ttft_ms
         return None
 
     async def complete(self) -> dict[str, Any]:
@@ -86,22 +122,21 @@ class Execution:
             DeadlineExceededError: the deadline passed first.
             InvalidRequestError: a target says that the request is wrong.
         """
-        for candidate in self.decision.candidates:
-            segment = self._begin(candidate)
-            call = self._call(candidate, self.request.body)
-            begun = time.monotonic()
-            try:
-                async with self._deadline():
-                    body = await self._tiers[candidate.target.tier].complete(call)
-            except FAILOVER as error:
-                self._lost(segment, begun, error)
+        while (index := self._next()) is not None:
+            if self._may_hedge(index):
+                found = await race(
+                    self._whole(index), self._hedge_whole, after_s=self._hedge_after_s(), discard=_nothing
+                )
+            else:
+                found = await self._whole(index)
+            if found is None:
                 continue
-            segment.latency_ms = (time.monotonic() - begun) * 1000
-            usage = body.get("usage") or {}
+            segment = found.segment
+            usage = found.body.get("usage") or {}
             segment.output_tokens = int(usage.get("completion_tokens") or 0)
-            segment.ttft_ms = _reported_ttft_ms(body)
-            self._monitor.answered(self.decision, segment)
-            return body
+            segment.ttft_ms = _reported_ttft_ms(found.body)
+            self._answered(segment)
+            return found.body
         raise AllTargetsFailedError(self._attempts)
 
     async def stream(self) -> AsyncGenerator[dict[str, Any]]:
@@ -109,26 +144,129 @@ class Execution:
 
         Raises: as `complete`.
         """
-        for candidate in self.decision.candidates:
-            segment = self._begin(candidate)
-            begun = time.monotonic()
+        while (index := self._next()) is not None:
+            started: _Started | None
+            if self._may_hedge(index):
+                started = await race(
+                    self._start(index), self._hedge_start, after_s=self._hedge_after_s(), discard=_close
+                )
+                if started is None:
+                    continue
+                self._overtake(started.segment)
+            else:
+                started = self._open(index)
+            self._answering = started.index
             try:
-                async with aclosing(self._attempt(candidate, segment, begun)) as chunks:
-                    async for chunk in chunks:
+                async with aclosing(started.rest) as rest:
+                    for chunk, text in started.read:
+                        self._deliver(chunk, text)
+                        yield chunk
+                    async for chunk, text in rest:
+                        self._deliver(chunk, text)
                         yield chunk
             except FAILOVER as error:
-                self._lost(segment, begun, error)
+                self._lost(started.index, started.segment, started.begun, error)
                 if self._is_unjoinable:
                     break
                 continue
-            segment.latency_ms = (time.monotonic() - begun) * 1000
-            self._monitor.answered(self.decision, segment)
+            started.segment.latency_ms = (time.monotonic() - started.begun) * 1000
+            self._answered(started.segment)
             return
         raise AllTargetsFailedError(self._attempts)
 
-    async def _attempt(
-        self, candidate: Candidate, segment: Segment, begun: float
-    ) -> AsyncGenerator[dict[str, Any]]:
+    def _next(self) -> int | None:
+        """The place of the best target that has not failed."""
+        index = len(self._failed)
+        if index and self._failed != set(range(index)):
+            index = next(i for i in range(index + 1) if i not in self._failed)
+        return index if index < len(self.decision.candidates) else None
+
+    async def _whole(self, index: int, *, hedge: bool = False) -> _Whole | None:
+        """One target's answer; None where it failed and another may do better."""
+        candidate = self.decision.candidates[index]
+        segment = self._begin(candidate, hedge=hedge)
+        if not hedge:
+            self._answering = index
+        begun = time.monotonic()
+        self._traffic.begin(candidate.target.id, hedge=hedge)
+        try:
+            async with self._deadline():
+                body = await self._tiers[candidate.target.tier].complete(
+                    self._call(candidate, self.request.body)
+                )
+        except FAILOVER as error:
+            self._lost(index, segment, begun, error)
+            return None
+        finally:
+            segment.latency_ms = (time.monotonic() - begun) * 1000
+            self._traffic.end(candidate.target.id)
+        return _Whole(body, segment)
+
+    def _open(self, index: int, *, hedge: bool = False) -> _Started:
+        candidate = self.decision.candidates[index]
+        segment = self._begin(candidate, hedge=hedge)
+        begun = time.monotonic()
+        return _Started(index, segment, begun, [], self._chunks(candidate, segment, begun, hedge=hedge))
+
+    async def _start(self, index: int, *, hedge: bool = False) -> _Started | None:
+        """A stream read up to its first text; None where it failed before."""
+        started = self._open(index, hedge=hedge)
+        try:
+            async for chunk, text in started.rest:
+                started.read.append((chunk, text))
+                if text or has_calls(chunk) or finish_reason(chunk):
+                    break
+        except FAILOVER as error:
+            self._lost(index, started.segment, started.begun, error)
+            return None
+        except BaseException:
+            started.segment.latency_ms = (time.monotonic() - started.begun) * 1000
+            await started.rest.aclose()
+            raise
+        return started
+
+    def _may_hedge(self, index: int) -> bool:
+        decision = self.decision
+        if index != 0 or decision.hedge_after_ms is None or self._attempts:
+            return False
+        return len(decision.candidates) > 1 and decision.candidates[1].target.id == decision.hedge_to
+
+    def _hedge_after_s(self) -> float:
+        return (self.decision.hedge_after_ms or 0.0) / 1000
+
+    async def _hedge_whole(self) -> _Whole | None:
+        if not self._hedge_is_paid():
+            return None
+        try:
+            return await self._whole(1, hedge=True)
+        except MecrouteError as error:
+            self._hedge_failed(error)
+            return None
+
+    async def _hedge_start(self) -> _Started | None:
+        if not self._hedge_is_paid():
+            return None
+        try:
+            return await self._start(1, hedge=True)
+        except MecrouteError as error:
+            self._hedge_failed(error)
+            return None
+
+    def _hedge_is_paid(self) -> bool:
+        primary, fallback = self.decision.candidates[:2]
+        return self._traffic.take_hedge(hedge_weight(primary, fallback))
+
+    def _hedge_failed(self, error: MecrouteError) -> None:
+        # What stops a hedge (a request that this one target calls wrong) stops no primary.
+        self._failed.add(1)
+        for segment in self.segments:
+            if segment.hedge:
+                segment.error = error.message
+        self._attempts.append((self.decision.candidates[1].target.id, error))
+
+    async def _chunks(
+        self, candidate: Candidate, segment: Segment, begun: float, *, hedge: bool
+    ) -> AsyncGenerator[tuple[dict[str, Any], str]]:
         tier = self._tiers[candidate.target.tier]
         body: Mapping[str, Any] = self.request.body
         trimmer: OverlapTrimmer | None = None
@@ -142,49 +280,71 @@ class Execution:
             )
             if segment.seam == "instructed":
                 trimmer = OverlapTrimmer(self._delivered)
-        async with aclosing(tier.stream(self._call(candidate, body))) as stream:
-            while True:
-                try:
-                    async with self._deadline():
-                        chunk = await anext(stream)
-                except StopAsyncIteration:
-                    return
-                text = _take_text(chunk, trimmer)
-                if _has_calls(chunk) or (text and (self.request.body.get("n") or 1) > 1):
-                    self._is_unjoinable = True
-                if text:
-                    if segment.ttft_ms is None:
-                        segment.ttft_ms = (time.monotonic() - begun) * 1000
-                    segment.output_tokens += 1
-                    segment.text_chars += len(text)
-                    self._delivered += text
-                    self._delivered_tokens += 1
-                usage = chunk.get("usage")
-                if usage and usage.get("completion_tokens"):
-                    segment.output_tokens = int(usage["completion_tokens"])
-                    if segment.seam is not None:
-                        chunk["usage"] = _whole_usage(usage, before)
-                if segment.seam is None or text or usage or _finish_reason(chunk):
-                    yield chunk  # a second chunk that only names the role would be no news
+        self._traffic.begin(candidate.target.id, hedge=hedge)
+        try:
+            async with aclosing(tier.stream(self._call(candidate, body))) as stream:
+                while True:
+                    try:
+                        async with self._deadline():
+                            chunk = await anext(stream)
+                    except StopAsyncIteration:
+                        return
+                    text = take_text(chunk, trimmer)
+                    if text:
+                        if segment.ttft_ms is None:
+                            segment.ttft_ms = (time.monotonic() - begun) * 1000
+                        segment.output_tokens += 1
+                        segment.text_chars += len(text)
+                    usage = chunk.get("usage")
+                    if usage and usage.get("completion_tokens"):
+                        segment.output_tokens = int(usage["completion_tokens"])
+                        if segment.seam is not None:
+                            chunk["usage"] = whole_usage(usage, before)
+                    if segment.seam is None or text or usage or finish_reason(chunk):
+                        yield chunk, text  # a second chunk that only names the role would be no news
+        finally:
+            self._traffic.end(candidate.target.id)
 
-    def _begin(self, candidate: Candidate) -> Segment:
+    def _deliver(self, chunk: Mapping[str, Any], text: str) -> None:
+        if has_calls(chunk) or (text and (self.request.body.get("n") or 1) > 1):
+            self._is_unjoinable = True
+        if text:
+            self._delivered += text
+            self._delivered_tokens += 1
+
+    def _begin(self, candidate: Candidate, *, hedge: bool = False) -> Segment:
         target, asked = candidate.target, self.request.requirements
         # The decision has seen to this already; nothing that goes wrong there may carry a request past
         # its floor, so it is checked again on the way out.
         if not (asked.allows_tier(target.tier) and asked.allows_region(target.tier, target.region)):
             raise RequestRefusedError(f"{target.id} is outside the request's privacy or residency")
-        segment = Segment(target_id=target.id, tier=target.tier)
+        segment = Segment(target_id=target.id, tier=target.tier, hedge=hedge)
+        segment.begun_ms = (time.monotonic() - self._started) * 1000
         self.segments.append(segment)
         return segment
+
+    def _answered(self, segment: Segment) -> None:
+        """Take the answer as the request's; whoever else was asked at the same time was overtaken."""
+        self._overtake(segment)
+        if segment.hedge:
+            self._answering = 1
+        self._monitor.answered(self.decision, segment)
+
+    def _overtake(self, winner: Segment) -> None:
+        for segment in self.segments:
+            if segment is not winner and segment.error is None and segment.overtaken_by is None:
+                segment.overtaken_by = winner.target_id
+                self._monitor.overtaken(self.decision, segment)
 
     def _call(self, candidate: Candidate, body: Mapping[str, Any]) -> Call:
         left_s = self.request.remaining_s()
         deadline_ms = None if left_s is None else left_s * 1000
         return Call(self.request.task, candidate.target, body, self.request.id, deadline_ms)
 
-    def _lost(self, segment: Segment, begun: float, error: MecrouteError) -> None:
+    def _lost(self, index: int, segment: Segment, begun: float, error: MecrouteError) -> None:
         segment.latency_ms = (time.monotonic() - begun) * 1000
         segment.error = error.message
+        self._failed.add(index)
         self._attempts.append((segment.target_id, error))
         # A deadline too short for one request says nothing of the next: that target need not rest.
         if not isinstance(error, DeadlineExceededError):
@@ -222,40 +382,9 @@ def _reported_ttft_ms(body: Mapping[str, Any]) -> float | None:
     return float(reported) if isinstance(reported, int | float) and reported > 0 else None
 
 
-def _whole_usage(usage: Mapping[str, Any], tokens_before: int) -> dict[str, Any]:
-    """The usage of the whole answer, from that of its last segment, whose prompt held the ones before."""
-    prompt = max(0, int(usage.get("prompt_tokens") or 0) - tokens_before)
-    output = int(usage["completion_tokens"]) + tokens_before
-    return {**usage, "prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+def _nothing(_: _Whole) -> None:
+    """A whole answer that comes too late needs no closing."""
 
 
-def _has_calls(chunk: Mapping[str, Any]) -> bool:
-    return any(
-        (choice.get("delta") or {}).get("tool_calls")
-        for choice in chunk.get("choices") or ()
-        if isinstance(choice, Mapping)
-    )
-
-
-def _finish_reason(chunk: Mapping[str, Any]) -> str | None:
-    choices = chunk.get("choices") or ()
-    return choices[0].get("finish_reason") if choices else None
-
-
-def _take_text(chunk: dict[str, Any], trimmer: OverlapTrimmer | None) -> str:
-    """The text of a chunk; with a trimmer, the chunk is changed to hold only what may be delivered."""
-    choices = chunk.get("choices") or ()
-    if not choices or not isinstance(choices[0], dict):
-        return ""
-    choice = choices[0]
-    holder = choice.get("delta") if "delta" in choice else choice
-    name = "content" if "delta" in choice else "text"
-    if not isinstance(holder, dict):
-        return ""
-    text = holder.get(name) or ""
-    if trimmer is not None:
-        text = trimmer.feed(text)
-        if choice.get("finish_reason"):
-            text += trimmer.flush()
-        holder[name] = text
-    return str(text)
+async def _close(started: _Started) -> None:
+    await started.rest.aclose()

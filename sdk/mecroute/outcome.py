@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from mecroute.decision import Decision
@@ -23,6 +23,9 @@ class Segment:
         seam: how it was joined to the segment before it: `exact` (the model continued from the
             delivered text), `instructed` (it was asked to continue); None for the first.
         error: why the segment ended early; None when it ran to its end.
+        begun_ms: from the first segment's start to this one's.
+        hedge: whether it was begun because the segment before it was late.
+        overtaken_by: the target that answered first, when this one was dropped for it; that is no failure.
     """
 
     target_id: str
@@ -33,6 +36,13 @@ class Segment:
     latency_ms: float = 0.0
     seam: Seam | None = None
     error: str | None = None
+    begun_ms: float = 0.0
+    hedge: bool = False
+    overtaken_by: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The segment as JSON types."""
+        return {name: getattr(self, name) for name in Segment.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,10 @@ class Outcome:
     tokens_per_s: float | None
     cost_usd: float
     error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome as JSON types."""
+        return {name: getattr(self, name) for name in Outcome.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +87,7 @@ class Provenance:
             "node": self.node,
             "model": self.model,
             "cache": self.cache,
-            "outcome": asdict(self.outcome),
-            "segments": [asdict(segment) for segment in self.segments],
+            "outcome": self.outcome.to_dict(),
+            "segments": [segment.to_dict() for segment in self.segments],
             "decision": self.decision.to_dict(),
         }

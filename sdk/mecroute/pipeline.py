@@ -17,6 +17,8 @@ from mecroute.errors import MecrouteError, NoEligibleTargetError
 from mecroute.execution import Execution
 from mecroute.outcome import Outcome, Provenance
 from mecroute.request import Request
+from mecroute.routing.sessions import session_name
+from mecroute.routing.traffic import Traffic
 from mecroute.tiers.base import Tier
 from mecroute_registry.facts import Tier as TierName
 
@@ -42,6 +44,7 @@ class Pipeline:
         self.cache = cache
         self.monitor = monitor
         self._tiers = tiers
+        self._traffic = Traffic(hedge_budget=config.router.hedge_budget)
         remotes: tuple[RemoteConfig, ...] = (*config.nodes, *config.cloud)
         self._prices = {remote.name: remote for remote in remotes}
 
@@ -58,6 +61,7 @@ class Pipeline:
             targets,
             battery_floor=self._config.device.battery_floor,
             correction=self.monitor.correction,
+            traffic=self._traffic,
         )
 
     async def complete(self, request: Request) -> tuple[dict[str, Any], Provenance]:
@@ -67,6 +71,7 @@ class Pipeline:
             NoEligibleTargetError: the requirements exclude every target.
             MecrouteError: what `Execution.complete` raises.
         """
+        request = self.router.admit(request)
         if (remembered := self.cache.lookup(request)) is not None:
             return self._deliver_remembered(request, remembered)
         decision = await self.decide(request)
@@ -86,6 +91,7 @@ class Pipeline:
 
         Raises: as `complete`, when the first chunk is asked for or later.
         """
+        request = self.router.admit(request)
         decision = await self.decide(request)
         execution = self._execution(request, decision)
         created = int(time.time())
@@ -117,7 +123,7 @@ class Pipeline:
     def _execution(self, request: Request, decision: Decision) -> Execution:
         if decision.primary is None:
             raise _nothing_left(decision)
-        return Execution(request, decision, self._tiers, self.monitor)
+        return Execution(request, decision, self._tiers, self.monitor, self._traffic)
 
     def _record(
         self, execution: Execution, usage: Mapping[str, Any], error: MecrouteError | None
@@ -135,6 +141,8 @@ class Pipeline:
         cost = 0.0
         if price is not None:
             cost = prompt_tokens * price.input_usd_per_mtok + output_tokens * price.output_usd_per_mtok
+        if error is None and len(decision.candidates) > 1:
+            self._traffic.keep(session_name(request), target.id, self.router.zone(request))
         outcome = Outcome(
             target_id=target.id,
             ttft_ms=ttft_ms,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, cast, get_args
 
 from mecroute.errors import InvalidRequestError
@@ -34,9 +34,12 @@ class Requirements:
             the device always satisfies it.
         deadline_ms: > 0, wall clock from the call; past it the call ends with
             `DeadlineExceededError`.
+        policy: name of the policy that weighs the factors; default: the configured one.
+        zone: where the user is. Of equally good targets those in the same zone come first, and a
+            conversation is handed over to them when it changes.
 
     Raises:
-        InvalidRequestError: a value is out of its range.
+        InvalidRequestError: a value is out of its range, or two contradict each other.
     """
 
     max_latency_ms: float | None = None
@@ -45,6 +48,8 @@ class Requirements:
     privacy: Privacy = "any"
     residency: str | None = None
     deadline_ms: float | None = None
+    policy: str | None = None
+    zone: str | None = None
 
     def __post_init__(self) -> None:
         _check("max_latency_ms", self.max_latency_ms, "a number above 0", lambda v: v > 0)
@@ -55,8 +60,16 @@ class Requirements:
             raise InvalidRequestError(
                 f"requirements.privacy must be 'device', 'edge' or 'any', not {self.privacy!r}"
             )
-        if self.residency is not None and (not isinstance(self.residency, str) or not self.residency):
-            raise InvalidRequestError(f"requirements.residency must be a region, not {self.residency!r}")
+        for name, expected in (("residency", "a region"), ("policy", "a policy's name"), ("zone", "a zone")):
+            text = getattr(self, name)
+            if text is not None and (not isinstance(text, str) or not text):
+                raise InvalidRequestError(f"requirements.{name} must be {expected}, not {text!r}")
+        if self.max_latency_ms and self.deadline_ms and self.max_latency_ms > self.deadline_ms:
+            raise InvalidRequestError(
+                f"requirements.max_latency_ms ({self.max_latency_ms:g}) and requirements.deadline_ms "
+                f"({self.deadline_ms:g}) contradict each other: the wish lies beyond the limit",
+                hint="wish for a latency within the deadline, or leave one of them out",
+            )
 
     @classmethod
     def parse(cls, value: Requirements | Mapping[str, Any] | None) -> Requirements:
@@ -89,7 +102,7 @@ class Requirements:
 
     def to_dict(self) -> dict[str, Any]:
         """The stated requirements as JSON types; what was not stated is left out."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name in Requirements.__slots__ if (value := getattr(self, name)) is not None}
 
 
 def _check(name: str, value: object, expected: str, within: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mecroute.request import Need
 from mecroute_registry.facts import Task, Tier
@@ -17,6 +17,7 @@ class Target:
         model: the reference the target is asked for (`name:version`, or a cloud's own model name).
         digest: the registry digest of the model version, where it has one.
         region: where the data is while it is served; None where unknown.
+        id: a readable, unique name: `device/smollm2:q4_0`, `mec/node-1/smollm2:q8_0`.
     """
 
     tier: Tier
@@ -25,10 +26,12 @@ class Target:
     digest: str | None = None
     region: str | None = None
 
-    @property
-    def id(self) -> str:
-        """A readable, unique name: `device/smollm2:q4_0`, `mec/node-1/smollm2:q8_0`."""
-        return "/".join(part for part in (self.tier, self.node, self.model) if part)
+    id: str = field(init=False, repr=False, compare=False, default="")
+
+    def __post_init__(self) -> None:
+        # Kept, since a decision reads it for every target.
+        parts = (self.tier, self.node, self.model) if self.node else (self.tier, self.model)
+        object.__setattr__(self, "id", "/".join(parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,10 @@ class TargetState:
         speed_source: where the speeds come from, in words.
         ready_in_ms: time until it can begin (a model that must be loaded first).
         availability: 0..1, share of recent calls that were answered.
+        speed_is_shared: whether the decode speed was measured with others running, so that it holds what
+            they take; a profile is measured alone.
+        zone: where the node stands; None where unknown.
+        prefixes: keys of the conversations whose tokens it holds (`mecroute.prefix_keys`).
         unavailable: why it cannot be used at all at this moment; None when it can.
     """
 
@@ -67,3 +74,6 @@ class TargetState:
     memory_needed_bytes: int = 0
     reached_over_network: bool = False
     unavailable: str | None = None
+    speed_is_shared: bool = False
+    zone: str | None = None
+    prefixes: frozenset[str] = frozenset()

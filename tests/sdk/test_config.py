@@ -70,7 +70,8 @@ def test_secrets_are_never_shown(empty_dir: Path) -> None:
         ("[device\n", "not valid TOML"),
         ("[[nodes]]\nname = 'a'\nurl = 'ftp://x'\n", "nodes.0.url"),
         ("[[nodes]]\nname = 'a'\nurl = 'http://x'\n" * 2, "the name 'a' is used twice"),
-        ("[router]\nlatency_weight = 0.9\n", "weights must sum to 1"),
+        ("[router.policies.own]\nlatency = 0.9\n", "weights must sum to 1"),
+        ("[router.policies.cheap]\nlatency = 1\n", "'cheap' is built in"),
     ],
 )
 def test_a_mistake_in_a_file_is_named_with_the_file(empty_dir: Path, text: str, named: str) -> None:

@@ -89,7 +89,7 @@ def test_nonsense_in_telemetry_teaches_nothing(store: StateStore, nonsense: floa
     correction = monitor.correction(TARGET)
     assert math.isfinite(correction.ttft)
     assert math.isfinite(correction.decode)
-    assert math.isfinite(correction.sigma)
+    assert math.isfinite(correction.ttft_spread)
 
 
 def test_one_absurd_measurement_is_bounded(store: StateStore) -> None:

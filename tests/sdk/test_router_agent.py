@@ -8,9 +8,10 @@ import pytest
 
 from mecroute.agents.router import RouterAgent
 from mecroute.config import RouterConfig
+from mecroute.config.schema import Weighting
 from mecroute.context import Context, DeviceState, NetworkState, RequestFeatures
 from mecroute.decision import Decision
-from mecroute.predict.latency import Correction
+from mecroute.predict.residuals import Correction
 from mecroute.request import ingest
 from mecroute.target import Target, TargetState
 
@@ -71,7 +72,8 @@ def test_the_hardest_requests_go_to_the_best_model() -> None:
 
 
 def test_scores_are_the_weighted_sum_of_the_four_factors() -> None:
-    weights = RouterConfig(latency_weight=0.1, quality_weight=0.2, cost_weight=0.3, availability_weight=0.4)
+    own = Weighting(latency=0.1, quality=0.2, cost=0.3, availability=0.4)
+    weights = RouterConfig(policy="own", policies={"own": own})
     for candidate in decide(config=weights).candidates:
         s = candidate.scores
         assert s.total == pytest.approx(

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mecroute.decision import Candidate, Decision
+from mecroute.decision import Decision
 from mecroute.errors import InvalidRequestError
 from mecroute.outcome import Provenance, Segment
-from mecroute.predict.latency import Correction
+from mecroute.predict.residuals import Correction, Residuals
 from mecroute.state.store import StateStore
 from mecroute.target import Target
 
 _ALPHA = 0.2  # weight of the newest observation
-_MAX_FACTOR = 10.0  # one absurd measurement (a suspended laptop) must not poison a target
 _FAILURES_TO_OPEN = 1
 _BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 #: A target that asks to be left alone for longer is asked again all the same.
@@ -28,12 +26,8 @@ _REPLIES_KEPT = 2000
 
 @dataclass(slots=True)
 class _Observed:
-    """Running observations of one target, in the log domain (latencies are about log-normal)."""
+    """Whether a target answers of late."""
 
-    log_ttft: float = 0.0
-    log_decode: float = 0.0
-    variance: float = 0.35**2
-    samples: int = 0
     success: float = 1.0
     failures_in_a_row: int = 0
     retry_at: float = 0.0
@@ -66,21 +60,13 @@ class MonitorAgent:
         self._clock = clock
         self._lock = threading.Lock()
         self._observed: dict[str, _Observed] = {}
+        self._residuals = Residuals()
         self._users = _Users()
         self._replies: OrderedDict[str, str] = OrderedDict()
 
     def correction(self, target: Target) -> Correction:
         """How this target's answers differed from what was predicted, so far."""
-        with self._lock:
-            seen = self._observed.get(target.id)
-            if seen is None or not seen.samples:
-                return Correction()
-            return Correction(
-                ttft=math.exp(seen.log_ttft),
-                decode=math.exp(seen.log_decode),
-                sigma=math.sqrt(seen.variance),
-                samples=seen.samples,
-            )
+        return self._residuals.correction(target.id)
 
     def availability(self, target_id: str) -> float:
         """Share of recent calls that were answered, 0..1, the newest weighing most; 1 before the first."""
@@ -135,11 +121,15 @@ class MonitorAgent:
             seen = self._observed.setdefault(segment.target_id, _Observed())
             seen.success += _ALPHA * (1.0 - seen.success)
             seen.failures_in_a_row = 0
-            # The rest of a lost answer is not what was predicted; an embedding has no tokens to time.
-            # Loading a model says nothing of how fast it answers once it is loaded.
-            usable = candidate is not None and not candidate.cold and segment.seam is None
-            if candidate is not None and usable and segment.output_tokens > 0:
-                _learn(seen, candidate, decision.features.output_tokens, segment)
+            if candidate is not None:
+                self._residuals.learn(candidate, decision.features, segment)
+
+    def overtaken(self, decision: Decision, segment: Segment) -> None:
+        """A target was late, and a hedge answered before it: no failure, but it says how slow it was."""
+        candidate = next((c for c in decision.candidates if c.target.id == segment.target_id), None)
+        if candidate is not None:
+            with self._lock:
+                self._residuals.overtaken(candidate, segment.latency_ms)
 
     def record(self, provenance: Provenance, *, user: str | None) -> None:
         """Keep a finished request: in memory for feedback, in the store for later."""
@@ -169,32 +159,3 @@ class MonitorAgent:
                 f"no answer with the id '{request_id}' is known", hint="pass the `id` of a reply"
             )
         self._store.add_feedback(request_id, float(score))
-
-
-def _learn(seen: _Observed, candidate: Candidate, expected_tokens: int, segment: Segment) -> None:
-    """Move the correction factors towards observed over predicted.
-
-    The prediction already holds today's factor, so what is left over is added to its logarithm.
-    """
-    expected_per_token = (candidate.latency_ms_p50 - candidate.ttft_ms) / max(1, expected_tokens)
-    expected_total = candidate.ttft_ms + expected_per_token * segment.output_tokens
-    total = _log_ratio(segment.latency_ms, expected_total)
-    # What was merely assumed may be off by far, so the first observations then count in full.
-    alpha = max(_ALPHA, 1 / (seen.samples + 1)) if candidate.assumed else _ALPHA
-    if segment.ttft_ms is None:
-        seen.log_ttft += alpha * total
-        seen.log_decode += alpha * total
-    else:
-        seen.log_ttft += alpha * _log_ratio(segment.ttft_ms, candidate.ttft_ms)
-        if segment.output_tokens > 1:
-            observed = (segment.latency_ms - segment.ttft_ms) / (segment.output_tokens - 1)
-            seen.log_decode += alpha * _log_ratio(observed, expected_per_token)
-    if seen.samples:
-        seen.variance += _ALPHA * (total**2 - seen.variance)
-    seen.samples += 1
-
-
-def _log_ratio(observed: float, expected: float) -> float:
-    if not (math.isfinite(observed) and math.isfinite(expected)) or observed <= 0 or expected <= 0:
-        return 0.0
-    return math.log(min(_MAX_FACTOR, max(1 / _MAX_FACTOR, observed / expected)))

@@ -39,6 +39,7 @@ _MEMORY_FACTOR = 1.25
 _DECODE_EFFICIENCY = 0.5
 _PREFILL_OVER_DECODE = 5.0
 _LOAD_BYTES_PER_S = 500e6
+_LIVE = "live measurement"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,7 @@ class ResourceAgent:
                 availability=_DEVICE_AVAILABILITY * self._monitor.availability(target.id),
                 memory_needed_bytes=0 if load else int(model.size_bytes * _MEMORY_FACTOR),
                 unavailable=self._device_problem(target),
+                speed_is_shared=source == _LIVE,
             )
 
     def _device_problem(self, target: Target) -> str | None:
@@ -149,7 +151,7 @@ class ResourceAgent:
         if profile is not None:
             return profile.prefill_tokens_per_s, profile.decode_tokens_per_s, "its profile"
         if load is not None and load.prefill_tokens_per_s and load.decode_tokens_per_s:
-            return load.prefill_tokens_per_s, load.decode_tokens_per_s, "live measurement"
+            return load.prefill_tokens_per_s, load.decode_tokens_per_s, _LIVE
         if bandwidth is not None:
             decode = _DECODE_EFFICIENCY * bandwidth / model.size_bytes
             return _PREFILL_OVER_DECODE * decode, decode, "an estimate by memory bandwidth"
@@ -196,6 +198,7 @@ class ResourceAgent:
         profile = self._profile(model.digest, "mec", report.hardware)
         prefill, decode = model.prefill_tokens_per_s, model.decode_tokens_per_s
         source = "the node's live measurement"
+        shared = decode is not None and profile is None
         if profile is not None:
             prefill, decode = profile.prefill_tokens_per_s, profile.decode_tokens_per_s
             source = "its profile"
@@ -218,6 +221,9 @@ class ResourceAgent:
             availability=self._monitor.availability(target.id),
             reached_over_network=away,
             unavailable=watch.problem or self._monitor.resting(target.id),
+            speed_is_shared=shared,
+            zone=node.zone or report.zone,
+            prefixes=model.prefix_set,
         )
 
     def _cloud(self, cloud: CloudConfig) -> TargetState:

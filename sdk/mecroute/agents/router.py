@@ -2,38 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from mecroute.config.schema import RouterConfig
-from mecroute.context import Context
-from mecroute.decision import Candidate, Decision, Reason, Rejection, Scores
-from mecroute.predict.cost import cost_usd
-from mecroute.predict.latency import Correction, predict_latency
-from mecroute.predict.quality import predict_quality
+from mecroute.context import Context, RequestFeatures
+from mecroute.decision import Candidate, Decision
+from mecroute.errors import ConfigError, InvalidRequestError
+from mecroute.policies import BUILT_IN, Policy, PolicyBook
+from mecroute.predict.residuals import Correction
 from mecroute.request import Request
+from mecroute.requirements import TIERS_WITHIN
+from mecroute.routing.balance import balance
+from mecroute.routing.constraints import Rejections, Screen, check_consistent
+from mecroute.routing.hedging import hedge_after_ms
+from mecroute.routing.ranking import Adjustment, Ranking, Rows, Scoring
+from mecroute.routing.sessions import goes_on, kept, session_name
+from mecroute.routing.traffic import Traffic
 from mecroute.target import Target, TargetState
-from mecroute_registry.facts import Tier
 
-#: How near a tier is: a tie goes to the nearer one, which needs no network and no shared capacity.
-_NEARNESS: dict[Tier, int] = {"device": 0, "mec": 1, "cloud": 2}
-_GB = 1e9
+_LOG = logging.getLogger("mecroute.router")
 
 
 class RouterAgent:
     """Decides where a request goes. Pure: the same input gives the same decision; holds no state.
 
+    What came before is in the `Traffic` passed in, which a decision only reads; chance is made from the
+    request's id. No clock is read, so that it runs in virtual time as well.
+
     score = w_latency·u(latency) + w_quality·quality + w_cost·u(cost) + w_availability·availability,
     with u(x) = limit / (limit + x), which is 1 at nothing, 1/2 at the caller's limit and falls towards 0.
+
+    Raises:
+        ConfigError: the configured policy does not exist.
     """
 
     def __init__(self, config: RouterConfig) -> None:
         self._config = config
-        self._weights = {
-            "latency": config.latency_weight,
-            "quality": config.quality_weight,
-            "cost": config.cost_weight,
-            "availability": config.availability_weight,
-        }
+        self._policies = PolicyBook(config.policies)
+        try:
+            self._default = self._policies.find(config.policy)
+        except InvalidRequestError as error:
+            raise ConfigError(f"router.policy: {error.message}", hint=error.hint) from error
+
+    def admit(self, request: Request) -> Request:
+        """Check a request against itself, and add the privacy floor that its policy brings along.
+
+        Raises:
+            InvalidRequestError: the policy is unknown, or two requirements contradict each other.
+        """
+        policy = self._policy(request)
+        asked = request.requirements
+        if policy.floor is not None and not TIERS_WITHIN[asked.privacy] <= TIERS_WITHIN[policy.floor]:
+            tier = request.model.tier
+            if tier is not None and asked.allows_tier(tier) and tier not in TIERS_WITHIN[policy.floor]:
+                raise InvalidRequestError(
+                    f"model '{request.model.text}' and the policy '{policy.name}' contradict each other: "
+                    f"the policy keeps requests within the privacy floor '{policy.floor}'",
+                    hint="ask for a model of a tier within the floor, or name another policy",
+                )
+            request = replace(request, requirements=replace(asked, privacy=policy.floor))
+        check_consistent(request)
+        return request
 
     def decide(
         self,
@@ -43,145 +75,116 @@ class RouterAgent:
         *,
         battery_floor: float,
         correction: Callable[[Target], Correction],
+        adjustment: Adjustment | None = None,
+        traffic: Traffic | None = None,
     ) -> Decision:
         """Rank the targets for one request.
 
         Args:
             battery_floor: 0..1; a discharging device below it is not used.
             correction: what was observed of a target so far.
+            adjustment: what evidence adds to a target's quality at a complexity, and how much there is.
+            traffic: what was sent before; default: nothing.
 
         Returns:
             A decision; without candidates when every target was rejected.
+
+        Raises:
+            InvalidRequestError: as `admit`.
         """
-        candidates: list[Candidate] = []
-        rejected: list[Rejection] = []
-        for state in targets:
-            refusal = _hard_constraint(request, context, state, battery_floor)
-            if refusal is None:
-                candidate = self._predict(request, context, state, correction(state.target))
-                refusal = _stated_limit(request, candidate, state)
-                if refusal is None:
-                    candidates.append(candidate)
-                    continue
-            rejected.append(Rejection(state.target, *refusal))
-        ranked, choice = self._rank(candidates)
+        request = self.admit(request)
+        traffic = traffic if traffic is not None else Traffic()
+        policy, notes = self._policy(request), []
+        screen = Screen(request, context, battery_floor)
+        features = context.features
+        weighed = policy if policy.scorer is None else BUILT_IN["balanced"]
+        scoring = Scoring(
+            request,
+            features,
+            weighed,
+            self._config,
+            correction=correction,
+            adjustment=adjustment,
+            traffic=traffic,
+        )
+        rows, refused = scoring.rank(targets, screen)
+        if policy.scorer is not None:
+            problem = _rescore(policy, rows, scoring, features)
+            if problem:
+                notes.append(problem)
+        choice = self._choose(rows, request, policy, traffic, notes) if rows else "no target is left"
+        candidates: Sequence[Candidate] = Ranking(rows, scoring.candidate)
+        hedge_after = hedge_after_ms(request, candidates, self._config)
         return Decision(
             request_id=request.id,
-            features=context.features,
+            features=features,
             requirements=request.requirements,
-            weights=self._weights,
-            candidates=ranked,
-            rejected=tuple(rejected),
+            weights=policy.weights if policy.scorer is None else {},
+            candidates=candidates,
+            rejected=Rejections(screen, refused),
             choice=choice,
+            policy=policy.name,
+            hedge_after_ms=hedge_after,
+            hedge_to=None if hedge_after is None else candidates[1].target.id,
+            notes=tuple(notes),
         )
 
-    def _predict(
-        self, request: Request, context: Context, state: TargetState, correction: Correction
-    ) -> Candidate:
-        features, asked = context.features, request.requirements
-        latency = predict_latency(state, features, correction)
-        quality, quality_note = predict_quality(state, features.complexity)
-        cost = cost_usd(state, features.prompt_tokens, features.output_tokens)
-        latency_utility = _utility(latency.p50_ms, asked.max_latency_ms or self._config.latency_target_ms)
-        # A limit of nothing admits only what is free, and what is free has the full utility.
-        cost_limit = asked.max_cost_usd or self._config.cost_target_usd
-        cost_utility = _utility(cost, cost_limit)
-        total = (
-            self._config.latency_weight * latency_utility
-            + self._config.quality_weight * quality
-            + self._config.cost_weight * cost_utility
-            + self._config.availability_weight * state.availability
-        )
-        return Candidate(
-            target=state.target,
-            ttft_ms=latency.ttft_ms,
-            latency_ms_p50=latency.p50_ms,
-            latency_ms_p95=latency.p95_ms,
-            quality=quality,
-            cost_usd=cost,
-            availability=state.availability,
-            scores=Scores(latency_utility, quality, cost_utility, state.availability, total),
-            cold=state.ready_in_ms > 0,
-            assumed=state.decode_tokens_per_s is None,
-            notes=(*latency.notes, quality_note),
-        )
+    def zone(self, request: Request) -> str | None:
+        """Where a request's user is; None where unknown."""
+        return request.requirements.zone or self._config.zone
 
-    def _rank(self, candidates: list[Candidate]) -> tuple[tuple[Candidate, ...], str]:
-        if not candidates:
-            return (), "no target is left"
-        by_score = sorted(candidates, key=lambda c: (-c.scores.total, _NEARNESS[c.target.tier], c.target.id))
-        best = by_score[0]
-        tied = [c for c in by_score if best.scores.total - c.scores.total <= self._config.tie_margin]
-        first = min(tied, key=lambda c: (_NEARNESS[c.target.tier], -c.scores.total, c.target.id))
-        if first is best:
-            choice = f"chosen {first.target.id}: the highest score"
-        else:
-            gap = best.scores.total - first.scores.total
-            choice = (
-                f"chosen {first.target.id}: nearer, and within {self._config.tie_margin} "
-                f"of the highest score (gap {gap:.4f})"
+    def _policy(self, request: Request) -> Policy:
+        name = request.requirements.policy
+        return self._default if name is None else self._policies.find(name)
+
+    def _choose(
+        self, rows: Rows, request: Request, policy: Policy, traffic: Traffic, notes: list[str]
+    ) -> str:
+        """Put the row first that is tried first; returns why."""
+        best, zone = rows[0], self.zone(request)
+        if len(rows) == 1:
+            return f"chosen {best.id}: nothing else is left"
+        session = None
+        if self._config.sticky_margin and goes_on(request):
+            session = traffic.session(session_name(request))
+        first, why = kept(session, rows, zone=zone, margin=self._config.sticky_margin)
+        if first is None:
+            if why:
+                notes.append(why)
+            margin = self._config.tie_margin if policy.tie_margin is None else policy.tie_margin
+            tied = rows.within(margin)
+            nearest = min(row.nearness for row in tied)
+            first, why = balance(
+                self._config.balance,
+                [row for row in tied if row.nearness == nearest],
+                request_id=request.id,
+                traffic=traffic,
+                zone=zone,
             )
-        return (first, *(c for c in by_score if c is not first)), choice
+            if first.nearness < best.nearness:
+                gap = best.score - first.score
+                why = f"nearer, and within {margin} of the highest score (gap {gap:.4f})"
+        if first.place != best.place:
+            rows.put_first(first)
+        return f"chosen {first.id}: {why or 'the highest score'}"
 
 
-def _utility(value: float, limit: float) -> float:
-    return limit / (limit + value)
-
-
-def _hard_constraint(
-    request: Request, context: Context, state: TargetState, battery_floor: float
-) -> tuple[Reason, str] | None:
-    """The first hard constraint that excludes a target; privacy and residency come before all others."""
-    target, asked, features = state.target, request.requirements, context.features
-    if not asked.allows_tier(target.tier):
-        return "privacy", f"privacy is '{asked.privacy}'"
-    if not asked.allows_region(target.tier, target.region):
-        return (
-            "residency",
-            f"data must stay in '{asked.residency}', this is in {target.region or 'an unknown region'}",
-        )
-    if not request.model.admits(target.tier, target.model):
-        return "model", f"the request asks for '{request.model.text}'"
-    if request.task not in state.tasks:
-        return "capability", f"cannot do '{request.task}'"
-    missing = features.needs - state.abilities
-    if missing:
-        return "capability", f"lacks {', '.join(sorted(missing))}"
-    if context.network.offline and state.reached_over_network:
-        return "offline", "this host has no network route"
-    if state.unavailable is not None:
-        return "unavailable", state.unavailable
-    if features.prompt_tokens > state.context_length:
-        return "context_length", f"about {features.prompt_tokens} tokens do not fit {state.context_length}"
-    if target.tier == "device":
-        return _device_constraint(context, state, battery_floor)
-    return None
-
-
-def _device_constraint(
-    context: Context, state: TargetState, battery_floor: float
-) -> tuple[Reason, str] | None:
-    device = context.device
-    free = device.memory_available_bytes
-    if free is not None and state.memory_needed_bytes > free:
-        needed = state.memory_needed_bytes
-        return "memory", f"needs {needed / _GB:.2f} GB, {free / _GB:.2f} GB are free"
-    if device.battery is not None and not device.charging and device.battery < battery_floor:
-        return "battery", f"battery at {device.battery:.0%}, the floor is {battery_floor:.0%}"
-    return None
-
-
-def _stated_limit(request: Request, candidate: Candidate, state: TargetState) -> tuple[Reason, str] | None:
-    """The caller's own limits, held against the prediction."""
-    asked = request.requirements
-    if asked.min_quality is not None and candidate.quality < asked.min_quality:
-        return "quality", f"predicted {candidate.quality:.2f}, at least {asked.min_quality:.2f} is required"
-    if asked.max_cost_usd is not None and candidate.cost_usd > asked.max_cost_usd:
-        return "cost", f"predicted ${candidate.cost_usd:.6f}, at most ${asked.max_cost_usd:.6f} is allowed"
-    # Only a measured speed may refuse: an assumed one is no reason to give up on an answer.
-    measured = state.decode_tokens_per_s is not None
-    if measured and asked.deadline_ms is not None and candidate.latency_ms_p50 > asked.deadline_ms:
-        return "deadline", (
-            f"predicted {candidate.latency_ms_p50:.0f} ms, the deadline is {asked.deadline_ms:.0f} ms"
-        )
-    return None
+def _rescore(policy: Policy, rows: Rows, scoring: Scoring, features: RequestFeatures) -> str:
+    """Rank by the scores of the policy's own code; where that fails nothing changes, and it is said why."""
+    assert policy.scorer is not None
+    scores = []
+    for row in rows:
+        try:
+            score = float(policy.scorer(scoring.candidate(row), features, scoring.request.requirements))
+        except Exception as error:  # noqa: BLE001 - the code is not ours, and a request is not lost over it
+            problem = f"failed: {type(error).__name__}: {error}"
+            break
+        if not math.isfinite(score):
+            problem = f"gave {score} for {row.id}"
+            break
+        scores.append(score)
+    else:
+        rows.rescore(scores)
+        return ""
+    _LOG.warning("the policy '%s' %s; the balanced weights were used", policy.name, problem)
+    return f"the policy '{policy.name}' {problem}; the balanced weights were used instead"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -17,6 +18,10 @@ from pydantic import (
 )
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+#: How requests are spread over targets of one tier whose scores are about equal.
+Balance = Literal["least-latency", "round-robin", "zone", "cost", "prefix"]
+#: Names that a policy of one's own may not take.
+BUILT_IN_POLICIES = frozenset({"balanced", "latency-first", "quality-first", "cheap", "private"})
 HttpUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]+[^\s?#]*$")]
 
 
@@ -48,23 +53,58 @@ class DeviceConfig(_Table):
     battery_floor: float = Field(default=0.15, ge=0, le=1, description="below it the device is spared")
 
 
-class RouterConfig(_Table):
-    """`[router]`: how candidates are scored."""
+class Weighting(_Table):
+    """One entry of `[router] policies`: the weights of a policy of your own."""
 
-    latency_weight: float = Field(default=0.40, ge=0, le=1)
-    quality_weight: float = Field(default=0.30, ge=0, le=1)
-    cost_weight: float = Field(default=0.20, ge=0, le=1)
-    availability_weight: float = Field(default=0.10, ge=0, le=1)
-    tie_margin: float = Field(default=0.02, ge=0, le=1, description="scores this close go to the nearer tier")
-    latency_target_ms: float = Field(default=3000, gt=0, description="used when a request states none")
-    cost_target_usd: float = Field(default=0.001, gt=0, description="used when a request states none")
+    latency: float = Field(default=0, ge=0, le=1)
+    quality: float = Field(default=0, ge=0, le=1)
+    cost: float = Field(default=0, ge=0, le=1)
+    availability: float = Field(default=0, ge=0, le=1)
+    floor: Literal["device", "edge", "any"] | None = Field(default=None, description="least privacy with it")
 
     @model_validator(mode="after")
     def _weights_sum_to_one(self) -> Self:
-        total = self.latency_weight + self.quality_weight + self.cost_weight + self.availability_weight
+        total = self.latency + self.quality + self.cost + self.availability
         if abs(total - 1) > 1e-6:
             raise ValueError(f"the four weights must sum to 1, not {total:.3f}")
         return self
+
+
+class RouterConfig(_Table):
+    """`[router]`: how candidates are scored, and how load is spread over equal ones."""
+
+    policy: str = Field(default="balanced", min_length=1, description="where a request names none")
+    policies: dict[Name, Weighting] = Field(default={}, description="weightings of your own, by name")
+    balance: Balance = Field(default="least-latency", description="who comes first among equals")
+    tie_margin: float = Field(default=0.02, ge=0, le=1, description="scores this close go to the nearer tier")
+    latency_target_ms: float = Field(default=3000, gt=0, description="used when a request states none")
+    cost_target_usd: float = Field(default=0.001, gt=0, description="used when a request states none")
+    zone: str | None = Field(default=None, description="where this client is, when a request does not say")
+    sticky_margin: float = Field(
+        default=0.05, ge=0, le=1, description="a conversation keeps its node within this score; 0: never"
+    )
+    hedge: Literal["free", "always", "never"] = Field(
+        default="free", description="ask a second target when the first is late: if it costs nothing"
+    )
+    hedge_budget: float = Field(default=0.05, ge=0, le=1, description="most hedges per request, as a share")
+
+    @field_validator("policies", mode="before")
+    @classmethod
+    def _policies_of_a_variable(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not valid JSON: {error}") from error
+
+    @field_validator("policies")
+    @classmethod
+    def _own_names(cls, value: dict[str, Weighting]) -> dict[str, Weighting]:
+        taken = sorted(set(value) & BUILT_IN_POLICIES)
+        if taken:
+            raise ValueError(f"'{taken[0]}' is built in and cannot be changed; choose another name")
+        return value
 
 
 class RemoteConfig(_Table):

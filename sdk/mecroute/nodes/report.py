@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -55,6 +56,11 @@ class ModelReport(BaseModel):
     accuracy: float | None = Field(default=None, ge=0, le=1)
     prefix_hit_rate: float | None = Field(default=None, ge=0, le=1)
     prefixes: tuple[str, ...] = Field(default=(), max_length=256)
+
+    @cached_property
+    def prefix_set(self) -> frozenset[str]:
+        """`prefixes` to look one up in."""
+        return frozenset(self.prefixes)
 
 
 class NodeReport(BaseModel):

@@ -1,0 +1,259 @@
+"""What observed latencies teach about the next ones: factors, and quantiles that hold.
+
+Latencies are about log-normal, so everything is learned from logarithms of observed over predicted.
+The centre of each part (time to first token, decoding, answer length) follows its residuals by a Huber
+step, which one absurd value cannot throw off. The 95th percentiles are tracked by online conformal
+prediction: q rises by η·0.95 when an answer was slower than q and falls by η·0.05 when it was not, so
+that over time 5% are slower, whatever the distribution and however it drifts (Gibbs and Candès, "Adaptive
+conformal inference under distribution shift", 2021; step sizes after Angelopoulos, Candès and Tibshirani,
+"Conformal PID control for time series prediction", 2023).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+
+from mecroute.context import RequestFeatures
+from mecroute.decision import Candidate
+from mecroute.outcome import Segment
+
+#: Log of p95 over p50 before anything was observed: log-normal with sigma 0.35, and twice that for lengths.
+_Z95 = 1.645
+_SPREAD = _Z95 * 0.35
+_LENGTH_SPREAD = _Z95 * 0.7
+_LEVEL = 0.95
+_MAX_LOG = math.log(10.0)  # one absurd measurement (a suspended laptop) must not poison a target
+_MIN_ALPHA = 0.08  # weight of the newest observation in the long run
+#: A profile counts for as much as this many observations; an assumption for none.
+_PROFILE_WEIGHT = 4
+#: Log of observed over claimed time to first token past which a node's reports of its load are not believed,
+#: and below which they are again; never before so many answers.
+_DISTRUST, _TRUST = math.log(3.0), math.log(1.5)
+_DISTRUST_AFTER = 8
+_TARGETS_KEPT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """Observed over predicted, per target.
+
+    Args:
+        ttft, decode, length: factors on the time to first token, the time per token, the answer's length.
+        ttft_spread, decode_spread, length_spread: log of p95 over p50 of each.
+        calibration: factor on the log of p95 over p50 of the whole answer that made it hold so far.
+        samples: answers that these stand on.
+        wait_ms: what requests waited there of late, in place of what the load it reports would mean;
+            None while its reports are believed.
+        disagreement: observed over claimed time to first token.
+    """
+
+    ttft: float = 1.0
+    decode: float = 1.0
+    length: float = 1.0
+    ttft_spread: float = _SPREAD
+    decode_spread: float = _SPREAD
+    length_spread: float = _LENGTH_SPREAD
+    calibration: float = 1.0
+    samples: int = 0
+    wait_ms: float | None = None
+    disagreement: float = 1.0
+
+    def widened(self, factor: float) -> Correction:
+        """The same with its percentiles farther out, while something is amiss with the target.
+
+        Args:
+            factor: >= 1, on the logs of p95 over p50.
+        """
+        return replace(self, ttft_spread=self.ttft_spread * factor, calibration=self.calibration * factor)
+
+
+#: Of a target that nothing was observed of.
+NO_CORRECTION = Correction()
+
+
+class Quantile:
+    """The 95th percentile of a stream of residuals, tracked online.
+
+    Args:
+        start: the first guess.
+    """
+
+    __slots__ = ("_scale", "count", "value")
+
+    def __init__(self, start: float) -> None:
+        self.value = start
+        self.count = 0
+        self._scale = start
+
+    def observe(self, residual: float) -> None:
+        """Take one residual (finite); negative ones are below the median."""
+        self.count += 1
+        self._scale += 0.1 * (min(abs(residual), 3 * self._scale) - self._scale)
+        # Larger steps at first, to get near; then as small as drift allows.
+        step = max(self._scale, 0.02) * max(0.25, 1.5 / math.sqrt(self.count))
+        missed = residual > self.value
+        self.value += step * (_LEVEL if missed else _LEVEL - 1)
+        self.value = min(max(self.value, 0.01), _MAX_LOG)
+
+
+class TargetResiduals:
+    """What was observed of one target.
+
+    Attributes:
+        correction: what to correct the next prediction by.
+    """
+
+    __slots__ = (
+        *("correction", "log_ttft", "log_decode", "log_length", "samples", "_deviation"),
+        *("_ttft", "_decode", "_length", "_whole", "_disagreement", "_wait_ms", "_distrusted"),
+    )
+
+    def __init__(self) -> None:
+        self.log_ttft = self.log_decode = self.log_length = 0.0
+        self.samples = 0
+        self._deviation = 0.3
+        self._ttft, self._decode = Quantile(_SPREAD), Quantile(_SPREAD)
+        self._length = Quantile(_LENGTH_SPREAD)
+        self._whole = Quantile(1.0)
+        self._disagreement = 0.0
+        self._wait_ms: float | None = None
+        self._distrusted = False
+        self.correction = NO_CORRECTION
+
+    def learn(self, candidate: Candidate, expected_tokens: float, segment: Segment) -> None:
+        """Take a whole answer. Its prediction held today's factors already, so what is left over is added."""
+        tokens = segment.output_tokens
+        per_token = (candidate.latency_ms_p50 - candidate.ttft_ms) / max(1.0, expected_tokens)
+        whole = _log_ratio(segment.latency_ms, candidate.ttft_ms + per_token * tokens)
+        if segment.ttft_ms is None:
+            ttft = decode = whole
+        else:
+            ttft = _log_ratio(segment.ttft_ms, candidate.ttft_ms)
+            decode = (
+                _log_ratio((segment.latency_ms - segment.ttft_ms) / (tokens - 1), per_token)
+                if tokens > 1
+                else None
+            )
+            self._doubt(candidate, segment.ttft_ms)
+        length = _log_ratio(tokens, expected_tokens)
+        alpha = self._alpha(candidate.assumed)
+        limit = math.inf if candidate.assumed else max(2 * self._deviation, 0.2)
+        if ttft is not None:
+            self.log_ttft = _moved(self.log_ttft, alpha, ttft, limit)
+            self._deviation += 0.1 * (abs(ttft) - self._deviation)
+            self._ttft.observe(ttft)
+        if decode is not None:
+            self.log_decode = _moved(self.log_decode, alpha, decode, limit)
+            self._decode.observe(decode)
+        if length is not None:
+            self.log_length = _moved(self.log_length, alpha, length, 2.0)
+            self._length.observe(length)
+        self._calibrate(candidate, segment.latency_ms)
+        self.samples += 1
+        self._publish()
+
+    def learn_overtaken(self, candidate: Candidate, waited_ms: float) -> None:
+        """Take an answer that had not begun after `waited_ms`, when another target was faster.
+
+        Left out, the slow ones would be missing from what is learned, and every percentile too low.
+        """
+        at_least = _log_ratio(waited_ms, candidate.ttft_ms)
+        if at_least is None or at_least <= 0:
+            return
+        self.log_ttft = _moved(self.log_ttft, _MIN_ALPHA, at_least, max(2 * self._deviation, 0.2))
+        self._ttft.observe(max(at_least, self._ttft.value + 1e-6))
+        self.samples += 1
+        self._publish()
+
+    def _alpha(self, assumed: bool) -> float:
+        return max(_MIN_ALPHA, 1 / (self.samples + 1 + (0 if assumed else _PROFILE_WEIGHT)))
+
+    def _calibrate(self, candidate: Candidate, latency_ms: float) -> None:
+        residual = _log_ratio(latency_ms, candidate.latency_ms_p50)
+        spread = _log_ratio(candidate.latency_ms_p95, candidate.latency_ms_p50)
+        if residual is None or spread is None or spread <= 0:
+            return
+        # In units of the spread that this very request was predicted to have (normalised conformal score).
+        self._whole.observe(residual / spread * self._whole.value)
+
+    def _doubt(self, candidate: Candidate, ttft_ms: float) -> None:
+        """Compare what a target claims (its profile and reported load) with what was observed."""
+        claimed = candidate.claimed_ttft_ms
+        ratio = _log_ratio(ttft_ms, claimed) if claimed else None
+        if ratio is None:
+            return
+        self._disagreement += self._alpha(True) * (ratio - self._disagreement)
+        waited = max(0.0, ttft_ms - (claimed - candidate.claimed_wait_ms))
+        if self._wait_ms is None:
+            self._wait_ms = waited
+        self._wait_ms += max(0.1, 1 / (self.samples + 1)) * (waited - self._wait_ms)
+        off = abs(self._disagreement)
+        if not self._distrusted and off > _DISTRUST and self.samples >= _DISTRUST_AFTER:
+            # The factor stood in for the waiting so far; from here on the waiting is counted itself.
+            self._distrusted, self.log_ttft = True, 0.0
+        elif self._distrusted and off < _TRUST:
+            self._distrusted = False
+
+    def _publish(self) -> None:
+        self.correction = Correction(
+            ttft=math.exp(self.log_ttft),
+            decode=math.exp(self.log_decode),
+            length=math.exp(self.log_length),
+            ttft_spread=self._ttft.value,
+            decode_spread=self._decode.value,
+            length_spread=self._length.value,
+            calibration=self._whole.value,
+            samples=self.samples,
+            wait_ms=self._wait_ms if self._distrusted else None,
+            disagreement=math.exp(self._disagreement),
+        )
+
+
+class Residuals:
+    """What was observed of every target; of the 10,000 used last. Not thread-safe: the owner locks."""
+
+    def __init__(self) -> None:
+        self._targets: OrderedDict[str, TargetResiduals] = OrderedDict()
+
+    def correction(self, target_id: str) -> Correction:
+        """What to correct the next prediction for a target by. Needs no lock."""
+        seen = self._targets.get(target_id)
+        return NO_CORRECTION if seen is None else seen.correction
+
+    def learn(self, candidate: Candidate, features: RequestFeatures, segment: Segment) -> None:
+        """Take a whole answer, where it tells something of the target's usual speed."""
+        # Loading a model says nothing of how fast it answers once it is loaded; the rest of a lost answer
+        # is not what was predicted; an embedding has no tokens to time.
+        if candidate.cold or segment.seam is not None or segment.output_tokens <= 0:
+            return
+        expected = candidate.output_tokens or features.output_tokens
+        self._of(candidate.target.id).learn(candidate, expected, segment)
+
+    def overtaken(self, candidate: Candidate, waited_ms: float) -> None:
+        """Take that a target had not begun to answer after so long, when a hedge was faster."""
+        if not candidate.cold:
+            self._of(candidate.target.id).learn_overtaken(candidate, waited_ms)
+
+    def _of(self, target_id: str) -> TargetResiduals:
+        seen = self._targets.get(target_id)
+        if seen is None:
+            seen = self._targets[target_id] = TargetResiduals()
+            while len(self._targets) > _TARGETS_KEPT:
+                self._targets.popitem(last=False)
+        self._targets.move_to_end(target_id)
+        return seen
+
+
+def _moved(centre: float, alpha: float, residual: float, limit: float) -> float:
+    """A Huber step, bounded: the factor stays within 1/10 and 10."""
+    moved = centre + alpha * min(max(residual, -limit), limit)
+    return min(max(moved, -_MAX_LOG), _MAX_LOG)
+
+
+def _log_ratio(observed: float, expected: float) -> float | None:
+    """Log of observed over expected, within ±log 10; None where either is no positive number."""
+    if not (0 < observed < math.inf and 0 < expected < math.inf):
+        return None
+    return min(max(math.log(observed) - math.log(expected), -_MAX_LOG), _MAX_LOG)

@@ -1,0 +1,134 @@
+"""Hard constraints: which targets may not serve a request, each with a named reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import overload
+
+from mecroute.context import Context
+from mecroute.decision import Reason, Rejection
+from mecroute.errors import InvalidRequestError
+from mecroute.request import Request
+from mecroute.requirements import TIERS_WITHIN
+from mecroute.target import TargetState
+
+_GB = 1e9
+
+
+def check_consistent(request: Request) -> None:
+    """Refuse a request that asks for what its own requirements exclude.
+
+    Raises:
+        InvalidRequestError: the message names the two that contradict each other.
+    """
+    tier, asked = request.model.tier, request.requirements
+    if tier is not None and not asked.allows_tier(tier):
+        raise InvalidRequestError(
+            f"model '{request.model.text}' and requirements.privacy '{asked.privacy}' contradict each other: "
+            f"the privacy floor excludes the {tier} tier",
+            hint="ask for a model of a tier within the floor, or relax the floor",
+        )
+
+
+class Screen:
+    """The constraints of one request.
+
+    Attributes:
+        check: called with a target's state: the first constraint that excludes it, or None; privacy and
+            residency come before all others.
+    """
+
+    def __init__(self, request: Request, context: Context, battery_floor: float) -> None:
+        self._request = request
+        self._context = context
+        self._battery_floor = battery_floor
+        self.check = _check(request, context, battery_floor)
+
+    def detail(self, state: TargetState, reason: Reason) -> str:
+        """A refusal in words."""
+        target, asked, device = state.target, self._request.requirements, self._context.device
+        if reason == "privacy":
+            return f"privacy is '{asked.privacy}'"
+        if reason == "residency":
+            return f"data must stay in '{asked.residency}', this is in {target.region or 'an unknown region'}"
+        if reason == "model":
+            return f"the request asks for '{self._request.model.text}'"
+        if reason == "capability":
+            if self._request.task not in state.tasks:
+                return f"cannot do '{self._request.task}'"
+            return f"lacks {', '.join(sorted(self._context.features.needs - state.abilities))}"
+        if reason == "offline":
+            return "this host has no network route"
+        if reason == "unavailable":
+            return state.unavailable or "its price is not a number of at least 0"
+        if reason == "context_length":
+            return f"about {self._context.features.prompt_tokens} tokens do not fit {state.context_length}"
+        if reason == "memory":
+            free = device.memory_available_bytes or 0
+            return f"needs {state.memory_needed_bytes / _GB:.2f} GB, {free / _GB:.2f} GB are free"
+        if reason == "battery":
+            return f"battery at {device.battery or 0:.0%}, the floor is {self._battery_floor:.0%}"
+        return reason
+
+
+def _check(
+    request: Request, context: Context, battery_floor: float
+) -> Callable[[TargetState], Reason | None]:
+    """A function over local names: it is called for every target."""
+    asked, model, task, device = request.requirements, request.model, request.task, context.device
+    tiers = TIERS_WITHIN[asked.privacy]
+    has_residency = asked.residency is not None
+    any_model = model.name is None and model.tier is None
+    needs, prompt_tokens = context.features.needs, context.features.prompt_tokens
+    offline = context.network.offline
+    free, battery = device.memory_available_bytes, device.battery
+    is_low = battery is not None and not device.charging and battery < battery_floor
+
+    def check(state: TargetState) -> Reason | None:
+        target = state.target
+        tier = target.tier
+        if tier not in tiers:
+            return "privacy"
+        if has_residency and not asked.allows_region(tier, target.region):
+            return "residency"
+        if not any_model and not model.admits(tier, target.model):
+            return "model"
+        if task not in state.tasks or (needs and not needs <= state.abilities):
+            return "capability"
+        if offline and state.reached_over_network:
+            return "offline"
+        if state.unavailable is not None:
+            return "unavailable"
+        if prompt_tokens > state.context_length:
+            return "context_length"
+        if tier == "device":
+            if free is not None and state.memory_needed_bytes > free:
+                return "memory"
+            if is_low:
+                return "battery"
+        return None
+
+    return check
+
+
+class Rejections(Sequence[Rejection]):
+    """The rejected targets; each put into words when it is read."""
+
+    __slots__ = ("_found", "_screen")
+
+    def __init__(self, screen: Screen, found: Iterable[tuple[TargetState, Reason, str | None]]) -> None:
+        self._screen = screen
+        self._found = tuple(found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @overload
+    def __getitem__(self, index: int) -> Rejection: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Rejection, ...]: ...
+    def __getitem__(self, index: int | slice) -> Rejection | tuple[Rejection, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        state, reason, detail = self._found[index]
+        return Rejection(state.target, reason, detail or self._screen.detail(state, reason))

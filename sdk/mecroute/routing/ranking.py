@@ -1,0 +1,365 @@
+"""Predicts and scores every target that is left, and puts them in order.
+
+A thousand targets are ranked by a few numbers each; what a person or a fallback reads of a candidate
+(percentiles, parts, notes) is made when it is read. Both come from the same functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
+from typing import NamedTuple, overload
+
+from mecroute.config.schema import RouterConfig
+from mecroute.context import RequestFeatures
+from mecroute.decision import Candidate, Notes, Reason, Scores
+from mecroute.policies import Policy
+from mecroute.predict.complexity import estimate_tokens
+from mecroute.predict.cost import cost_usd
+from mecroute.predict.latency import Workload, latency_notes, latency_parts, predict_latency
+from mecroute.predict.quality import predict_quality
+from mecroute.predict.residuals import Correction
+from mecroute.prefix_keys import prefix_keys
+from mecroute.request import Request, message_text
+from mecroute.requirements import Requirements
+from mecroute.routing.constraints import Screen
+from mecroute.routing.traffic import Traffic
+from mecroute.target import Target, TargetState
+from mecroute_registry.facts import Tier
+
+#: How near a tier is: a tie goes to the nearer one, which needs no network and no shared capacity.
+NEARNESS: dict[Tier, int] = {"device": 0, "mec": 1, "cloud": 2}
+#: Where the availability is no share, as much speaks for a target as against it.
+_UNKNOWN_SHARE = 0.5
+_TOKENS_PER_MESSAGE = 6
+#: What evidence adds to a target's quality at a complexity, and how many judged answers it stands on.
+Adjustment = Callable[[Target, float], tuple[float, float]]
+Refused = tuple[TargetState, Reason, str | None]
+
+
+class Row(NamedTuple):
+    """One ranked target.
+
+    Args:
+        score: the weighted sum of the factors, 0..1 (or what the policy's code gave).
+        place: where its numbers are.
+    """
+
+    score: float
+    nearness: int
+    id: str
+    state: TargetState
+    p50_ms: float
+    cost_usd: float
+    cached_tokens: int
+    place: int
+
+
+class Rows(Sequence[Row]):
+    """Ranked targets, best first; equal scores go to the nearer tier, then by name.
+
+    Args:
+        negative_scores, p50s_ms, costs_usd, cached_tokens: one number per state.
+    """
+
+    __slots__ = ("_cached_tokens", "_costs_usd", "_order", "_p50s_ms", "_scores", "_states")
+
+    def __init__(
+        self,
+        states: list[TargetState],
+        negative_scores: list[float],
+        p50s_ms: list[float],
+        costs_usd: list[float],
+        cached_tokens: list[int],
+    ) -> None:
+        self._states = states
+        self._p50s_ms, self._costs_usd, self._cached_tokens = p50s_ms, costs_usd, cached_tokens
+        self._sort(negative_scores)
+
+    def _sort(self, negative_scores: list[float]) -> None:
+        self._scores = negative_scores
+        self._order = order = sorted(range(len(negative_scores)), key=negative_scores.__getitem__)
+        # Equal scores keep the order of the input so far, which says nothing.
+        if len(set(negative_scores)) < len(order):
+            order.sort(key=self._full_order)
+
+    def _full_order(self, place: int) -> tuple[float, int, str]:
+        target = self._states[place].target
+        return self._scores[place], NEARNESS[target.tier], target.id
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self._row(place) for place in self._order[index]]
+        return self._row(self._order[index])
+
+    def _row(self, place: int) -> Row:
+        state = self._states[place]
+        target = state.target
+        return Row(
+            -self._scores[place],
+            NEARNESS[target.tier],
+            target.id,
+            state,
+            self._p50s_ms[place],
+            self._costs_usd[place],
+            self._cached_tokens[place],
+            place,
+        )
+
+    def within(self, margin: float) -> list[Row]:
+        """The rows whose scores are within the margin of the best."""
+        if not self._order:
+            return []
+        most = self._scores[self._order[0]] + margin
+        return [
+            self._row(place) for place in takewhile(lambda place: self._scores[place] <= most, self._order)
+        ]
+
+    def find(self, id: str) -> Row | None:
+        """The row of a target; None where it is not ranked."""
+        for place in self._order:
+            if self._states[place].target.id == id:
+                return self._row(place)
+        return None
+
+    def put_first(self, row: Row) -> None:
+        """Let a row be tried before all others."""
+        self._order.remove(row.place)
+        self._order.insert(0, row.place)
+
+    def rescore(self, scores: Sequence[float]) -> None:
+        """Rank anew by these scores, given in the present order."""
+        negative = list(self._scores)
+        for place, score in zip(self._order, scores, strict=True):
+            negative[place] = -score
+        self._sort(negative)
+
+
+class Scoring:
+    """Scores targets for one request under one policy."""
+
+    def __init__(
+        self,
+        request: Request,
+        features: RequestFeatures,
+        policy: Policy,
+        config: RouterConfig,
+        *,
+        correction: Callable[[Target], Correction],
+        adjustment: Adjustment | None,
+        traffic: Traffic,
+    ) -> None:
+        self.request = request
+        self.features = features
+        self.policy = policy
+        asked = request.requirements
+        self._asked: Requirements = asked
+        self._latency_limit = asked.max_latency_ms or config.latency_target_ms
+        # A limit of nothing admits only what is free, and what is free has the full utility.
+        self._cost_limit = asked.max_cost_usd or config.cost_target_usd
+        self._correction = correction
+        self._adjustment = adjustment
+        self._traffic = traffic
+        limit = request.body.get("max_completion_tokens") or request.body.get("max_tokens")
+        self._work = Workload(
+            features.prompt_tokens,
+            features.output_tokens,
+            float(limit) if isinstance(limit, int | float) else math.inf,
+        )
+        self._beginnings: list[tuple[str, int]] | None = None
+
+    def rank(self, targets: Iterable[TargetState], screen: Screen) -> tuple[Rows, list[Refused]]:
+        """The targets that may serve, best first, and those that may not.
+
+        Raises: nothing, whatever the states hold: numbers that cannot be count as unknown.
+        """
+        # One pass over numbers alone: an object per target would cost more than its prediction, and wake
+        # the garbage collector every time.
+        left: list[TargetState] = []
+        negative_scores: list[float] = []
+        p50s: list[float] = []
+        prices: list[float] = []
+        cached_tokens: list[int] = []
+        refused: list[Refused] = []
+        policy, asked, work = self.policy, self._asked, self._work
+        w_latency, w_cost = policy.latency * self._latency_limit, policy.cost * self._cost_limit
+        w_quality, w_availability = policy.quality, policy.availability
+        latency_limit, cost_limit = self._latency_limit, self._cost_limit
+        check, in_flight, correction_of = screen.check, self._traffic.in_flight.get, self._correction
+        prompt_tokens, output_tokens, most_tokens = work
+        complexity, adjustment = self.features.complexity, self._adjustment
+        has_limits = not (asked.min_quality is asked.max_cost_usd is asked.deadline_ms is None)
+        qualities: dict[tuple[object, ...], float] = {}
+        for state in targets:
+            reason = check(state)
+            if reason is not None:
+                refused.append((state, reason, None))
+                continue
+            target = state.target
+            correction = correction_of(target)
+            cached = self.cached_tokens(state) if state.prefixes else 0
+            _, _, _, _, first, decode, _ = latency_parts(
+                state, work, correction, cached, in_flight(target.id, 0)
+            )
+            p50 = first + decode
+            model = (target.model, target.tier, state.accuracy)
+            quality = qualities.get(model)
+            if quality is None:
+                quality = qualities[model] = _share(predict_quality(state, complexity)[0])
+            if adjustment is not None:
+                quality = min(1.0, max(0.0, quality + adjustment(target, complexity)[0]))
+            if state.input_usd_per_mtok == 0 and state.output_usd_per_mtok == 0:
+                price = 0.0
+            else:
+                price = cost_usd(state, prompt_tokens, min(output_tokens * correction.length, most_tokens))
+                if not 0 <= price < math.inf:
+                    refused.append((state, "unavailable", None))
+                    continue
+            availability = state.availability
+            if not 0 <= availability <= 1:
+                availability = _UNKNOWN_SHARE
+            if has_limits and (limit := _stated_limit(asked, state, p50, quality, price)) is not None:
+                refused.append((state, *limit))
+                continue
+            left.append(state)
+            p50s.append(p50)
+            prices.append(price)
+            cached_tokens.append(cached)
+            negative_scores.append(
+                -(
+                    w_latency / (latency_limit + p50)
+                    + w_quality * quality
+                    + w_cost / (cost_limit + price)
+                    + w_availability * availability
+                )
+            )
+        return Rows(left, negative_scores, p50s, prices, cached_tokens), refused
+
+    def candidate(self, row: Row) -> Candidate:
+        """Everything that is predicted of a ranked target."""
+        state = row.state
+        target = state.target
+        correction = self._correction(target)
+        in_flight = self._traffic.in_flight.get(row.id, 0)
+        latency = predict_latency(
+            state, self._work, correction, cached_tokens=row.cached_tokens, in_flight=in_flight
+        )
+        predicted, quality_note = predict_quality(state, self.features.complexity)
+        quality = predicted = _share(predicted)
+        if self._adjustment is not None:
+            by, evidence = self._adjustment(target, self.features.complexity)
+            quality = min(1.0, max(0.0, predicted + by))
+            if quality != predicted:
+                quality_note += (
+                    f", {quality - predicted:+.3f} by {evidence:.1f} judged answers of this difficulty"
+                )
+        availability = _share(state.availability)
+
+        return Candidate(
+            target=target,
+            ttft_ms=latency.ttft_ms,
+            latency_ms_p50=latency.p50_ms,
+            latency_ms_p95=latency.p95_ms,
+            quality=quality,
+            cost_usd=row.cost_usd,
+            availability=availability,
+            scores=Scores(
+                self._latency_limit / (self._latency_limit + latency.p50_ms),
+                quality,
+                self._cost_limit / (self._cost_limit + row.cost_usd),
+                availability,
+                row.score,
+            ),
+            cold=latency.parts.load_ms > 0,
+            assumed=state.decode_tokens_per_s is None,
+            ttft_ms_p95=latency.ttft_p95_ms,
+            parts=latency.parts,
+            output_tokens=latency.output_tokens,
+            cached_prompt_tokens=row.cached_tokens,
+            claimed_ttft_ms=latency.claimed_ttft_ms,
+            claimed_wait_ms=latency.claimed_wait_ms,
+            notes=Notes(
+                lambda: (*latency_notes(state, latency, correction, row.cached_tokens), quality_note)
+            ),
+            quality_adjusted_by=quality - predicted,
+        )
+
+    def cached_tokens(self, state: TargetState) -> int:
+        """Prompt tokens that a target holds already: those of the longest beginning it has."""
+        if self._beginnings is None:
+            self._beginnings = _beginnings(self.request)
+        prefixes = state.prefixes
+        for key, tokens in self._beginnings:
+            if key in prefixes:
+                # At least one token is always computed, to have something to sample from.
+                return max(0, min(tokens, self._work.prompt_tokens - 1))
+        return 0
+
+
+class Ranking(Sequence[Candidate]):
+    """Ranked candidates, each made when it is first read."""
+
+    __slots__ = ("_made", "_make", "_rows")
+
+    def __init__(self, rows: Rows, make: Callable[[Row], Candidate]) -> None:
+        self._rows = rows
+        self._make = make
+        self._made: dict[int, Candidate] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Candidate: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Candidate, ...]: ...
+    def __getitem__(self, index: int | slice) -> Candidate | tuple[Candidate, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self._rows))))
+        if index < 0:
+            index += len(self._rows)
+        made = self._made.get(index)
+        if made is None:
+            made = self._made[index] = self._make(self._rows[index])
+        return made
+
+
+def _beginnings(request: Request) -> list[tuple[str, int]]:
+    """Key and estimated tokens of each beginning of the conversation, the longest first."""
+    messages = request.body.get("messages")
+    if not messages:
+        return []
+    tools = request.body.get("tools")
+    tokens = estimate_tokens(str(tools)) if tools else 0
+    found = []
+    for key, message in zip(prefix_keys(messages, tools=tools), messages, strict=False):
+        tokens += _TOKENS_PER_MESSAGE + estimate_tokens(message_text(message))
+        found.append((key, tokens))
+    return found[::-1]
+
+
+def _stated_limit(
+    asked: Requirements, state: TargetState, p50_ms: float, quality: float, price: float
+) -> tuple[Reason, str] | None:
+    """The caller's own limits, held against the prediction."""
+    if asked.min_quality is not None and quality < asked.min_quality:
+        return "quality", f"predicted {quality:.2f}, at least {asked.min_quality:.2f} is required"
+    if asked.max_cost_usd is not None and price > asked.max_cost_usd:
+        return "cost", f"predicted ${price:.6f}, at most ${asked.max_cost_usd:.6f} is allowed"
+    # Only a measured speed may refuse: an assumed one is no reason to give up on an answer.
+    measured = state.decode_tokens_per_s is not None
+    if measured and asked.deadline_ms is not None and p50_ms > asked.deadline_ms:
+        return "deadline", f"predicted {p50_ms:.0f} ms, the deadline is {asked.deadline_ms:.0f} ms"
+    return None
+
+
+def _share(value: float) -> float:
+    return value if 0 <= value <= 1 else _UNKNOWN_SHARE
