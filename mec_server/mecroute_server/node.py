@@ -7,6 +7,7 @@ from typing import Any
 
 from mecroute.device.hardware import hardware_class, usable_cpus
 from mecroute.errors import MecrouteError
+from mecroute.nodes.load_header import ModelLoad
 from mecroute_registry._version import __version__
 from mecroute_registry.store import Registry
 from mecroute_server import machine
@@ -16,6 +17,7 @@ from mecroute_server.metrics import Metrics
 from mecroute_server.pool import EnginePool
 from mecroute_server.settings import ServerSettings
 from mecroute_server.slot import ModelSlot
+from mecroute_server.state_feed import StateFeed
 
 
 class Node:
@@ -32,6 +34,10 @@ class Node:
         self.deployer = Deployer(settings, self.registry, self.pool)
         self.embeddings = EmbeddingQueue(settings.max_queue)
         self.metrics = Metrics(settings.node, self.pool)
+        self.feed = StateFeed(
+            lambda: [describe_model(slot) for slot in self.pool.slots()],
+            stopping=lambda: self.pool.draining or self.pool.closing,
+        )
         self._cpu = machine.CpuMeter()
         self._gpu_backend: str | None = None
         self._starting: list[asyncio.Task[None]] = []
@@ -91,6 +97,21 @@ class Node:
             "models": [describe_model(slot) for slot in self.pool.slots()],
             "retry_after_s": self._retry_after_s(),
         }
+
+    def load_of(self, ref: str) -> str | None:
+        """How busy a model is, for the header of its answers; None where it is not loaded."""
+        slot = self.pool.slot(ref)
+        if slot is None or slot.loaded is None:
+            return None
+        engine = slot.loaded.engine
+        stats = engine.stats()
+        return ModelLoad(
+            running=stats.running,
+            queued=stats.queued,
+            parallel=engine.n_parallel,
+            prefill_tokens_per_s=stats.prefill_tokens_per_s,
+            decode_tokens_per_s=stats.decode_tokens_per_s,
+        ).encode()
 
     def _retry_after_s(self) -> float:
         """The longest any model that serves would now ask a caller to wait; 0 while every queue has room."""
