@@ -60,7 +60,7 @@ class Traffic:
 
 
 def network_ms(headers: Mapping[str, str], waited_ms: float) -> float | None:
-    """The part of a wait that was the network's: less what the server says it took; None where it is silent."""
+    """A wait less what the server says it took of it; None where it says nothing."""
     timing = _SERVER_TIMING.search(headers.get("server-timing", "")[:1024])
     told = timing[1] if timing else headers.get(_OPENAI_TIMING, "")
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", told):

@@ -60,9 +60,10 @@ class SourceWatch:
         """Look again where it is time to; waited for (for a while) only when nothing known holds any more."""
         if (self._task is None or self._task.done()) and self._clock() >= self._next_at:
             self._task = asyncio.create_task(self.look())
-        if self._task is not None and not self._task.done() and self._clock() >= self._valid_until:
-            if self._failures == 0:
-                await asyncio.wait((self._task,), timeout=FIRST_WAIT_S)
+        looking = self._task is not None and not self._task.done()
+        if looking and self._clock() >= self._valid_until and self._failures == 0:
+            assert self._task is not None
+            await asyncio.wait((self._task,), timeout=FIRST_WAIT_S)
 
     async def look(self) -> None:
         """Ask the source once; a failure is kept in `problem`."""
@@ -96,7 +97,9 @@ class SourceWatch:
             if isinstance(result, str):
                 notes.append(result)
             elif len(nodes) >= self.source.max_nodes:
-                notes.append(f"more than max_nodes = {self.source.max_nodes} were found; {node.url} is left out")
+                notes.append(
+                    f"more nodes than max_nodes = {self.source.max_nodes}: {node.url} is left out"
+                )
             elif result.name in nodes:
                 notes.append(f"two nodes call themselves '{result.name}'; {node.url} is left out")
             else:
