@@ -126,7 +126,7 @@ class Announcer:
                 await zeroconf.async_close()
 
     def _service(self) -> ServiceInfo:
-        from zeroconf import ServiceInfo, get_all_addresses
+        from zeroconf import ServiceInfo, get_all_addresses  # type: ignore[attr-defined] # public by its docs
 
         parts = urlsplit(self.url)
         host = parts.hostname or ""
