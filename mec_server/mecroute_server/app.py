@@ -84,6 +84,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         tracing=tracing,
         body_timeout_s=settings.body_timeout_s,
         request_timeout_s=settings.request_timeout_s,
+        load_of=node.load_of,
     )
     if settings.cors_origins:
         # Outside of the edge: a browser asks without a key whether it may, and must be told what was refused.

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Callable
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mecroute.engines.llama.submitter import submitting
 from mecroute.errors import MecrouteError
+from mecroute.nodes.load_header import LOAD_HEADER
 from mecroute_server.audit import AuditLog
 from mecroute_server.auth import OPEN_PATHS, Authenticator
 from mecroute_server.dialects import dialect_of, error_in
@@ -54,6 +56,7 @@ class Edge:
         body_timeout_s: from a request's headers to its body's last byte.
         request_timeout_s: from a request's headers to its answer's last byte.
         node: the node's name, sent as `x-mecroute-node`.
+        load_of: how busy a model is, sent with what it answers; None where there is nothing to tell.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Edge:
         tracing: Tracing | None = None,
         body_timeout_s: float = 60.0,
         request_timeout_s: float = 600.0,
+        load_of: Callable[[str], str | None] | None = None,
     ) -> None:
         self._app = app
         self._authenticator = authenticator
@@ -78,6 +82,7 @@ class Edge:
         self._tracing = tracing
         self._body_timeout_s = body_timeout_s
         self._request_timeout_s = request_timeout_s
+        self._load_of = load_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; other kinds of scope (lifespan) pass through."""
@@ -107,6 +112,11 @@ class Edge:
                 streams_events = answer.get("content-type", "").startswith("text/event-stream")
                 answer["x-request-id"] = request_id
                 answer["x-mecroute-node"] = self._node
+                # What a client subtracts from the time it waited: the rest was the network's.
+                answer["server-timing"] = f"total;dur={(time.perf_counter() - started) * 1000:.1f}"
+                model = state.get("model")
+                if self._load_of is not None and model and (load := self._load_of(model)) is not None:
+                    answer[LOAD_HEADER] = load
             await send(message)
 
         client = scope.get("client")

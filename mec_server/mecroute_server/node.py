@@ -9,6 +9,7 @@ from urllib.parse import quote
 from mecroute.device.hardware import hardware_class, usable_cpus
 from mecroute.engines.llama.engine import LlamaEngine
 from mecroute.errors import MecrouteError, ModelNotFoundError
+from mecroute.nodes.load_header import ModelLoad
 from mecroute_registry._version import __version__
 from mecroute_registry.store import Registry
 from mecroute_server import machine
@@ -20,6 +21,7 @@ from mecroute_server.remembered import NodeMemory, Remembered
 from mecroute_server.sessions import reported_prefixes
 from mecroute_server.settings import ServerSettings
 from mecroute_server.slot import ModelSlot
+from mecroute_server.state_feed import StateFeed
 
 
 class Node:
@@ -39,6 +41,10 @@ class Node:
         self.deployer = Deployer(settings, self.registry, self.pool, self.memory)
         self.embeddings = EmbeddingQueue(settings.max_queue)
         self.metrics = Metrics(settings.node, self.pool)
+        self.feed = StateFeed(
+            lambda: [self.describe_model(slot) for slot in self.pool.slots()],
+            stopping=lambda: self.pool.draining or self.pool.closing,
+        )
         self._cpu = machine.CpuMeter()
         self._gpu_backend: str | None = None
         self._starting: list[asyncio.Task[None]] = []
@@ -127,6 +133,21 @@ class Node:
             "resident_bytes": held.ram_bytes if held is not None else 0,
             "vram_resident_bytes": held.vram_bytes if held is not None else 0,
         }
+
+    def load_of(self, ref: str) -> str | None:
+        """How busy a model is, for the header of its answers; None where it is not loaded."""
+        slot = self.pool.slot(ref)
+        if slot is None or slot.loaded is None:
+            return None
+        engine = slot.loaded.engine
+        stats = engine.stats()
+        return ModelLoad(
+            running=stats.running,
+            queued=stats.queued,
+            parallel=engine.n_parallel,
+            prefill_tokens_per_s=stats.prefill_tokens_per_s,
+            decode_tokens_per_s=stats.decode_tokens_per_s,
+        ).encode()
 
     def _retry_after_s(self) -> float:
         """The longest any model that serves would now ask a caller to wait; 0 while every queue has room."""

@@ -19,6 +19,7 @@ import uvicorn
 from mecroute.errors import ConfigError, MecrouteError, NodeNotReadyError, UsageError
 from mecroute_registry.gguf import read_gguf
 from mecroute_registry.onnx import read_onnx
+from mecroute_server.announce import Announcer
 from mecroute_server.app import create_app
 from mecroute_server.connections import ConnectionGuard
 from mecroute_server.settings import ServerSettings
@@ -122,6 +123,7 @@ class NodeServer:
             app = create_app(settings)
             self.node: Node = app.state.node
             self.node.deployer.check()
+            self._announcer = self._make_announcer()
             for path in settings.model_files:
                 if is_onnx_file(path):
                     from mecroute.engines.onnx.encoder import model_file
@@ -206,12 +208,31 @@ class NodeServer:
         serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
         watching = asyncio.create_task(self._watch_start(on_ready))
         guarding = asyncio.create_task(self._server.guard.watch())
+        announcing = asyncio.create_task(self._announce())
         try:
             await serving
         finally:
-            watching.cancel()
-            guarding.cancel()
-            await asyncio.gather(watching, guarding, return_exceptions=True)
+            for task in (watching, guarding, announcing):
+                task.cancel()
+            await asyncio.gather(watching, guarding, announcing, return_exceptions=True)
+
+    async def _announce(self) -> None:
+        await self._server.listening.wait()
+        if self._announcer is not None:
+            await self._announcer.run()
+
+    def _make_announcer(self) -> Announcer | None:
+        told, pool = self.settings, self.node.pool
+        if not told.announcement.wanted:
+            return None
+        return Announcer(
+            told.announcement,
+            node=told.node,
+            zone=told.zone,
+            region=told.region,
+            url=self.url,
+            stopping=lambda: pool.draining or pool.closing,
+        )
 
     async def _watch_start(self, on_ready: Callable[[NodeServer], None] | None) -> None:
         await self._server.listening.wait()

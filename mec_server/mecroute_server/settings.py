@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mecroute.errors import ConfigError
 from mecroute_registry.facts import parse_ref
+from mecroute_server.announce import Announcement
 from mecroute_server.tls import Tls
 
 _ORIGIN = re.compile(r"https?://[^\s/?#@*]+")
@@ -65,6 +66,7 @@ class ServerSettings:
         request_timeout_s: from a request's headers to its answer's last byte, > 0.
         load_wait_s: how long a request waits for a model that is being loaded, >= 0.
         shutdown_grace_s: how long a stopping node lets requests finish, >= 1.
+        announcement: where others are told of this node; default: nowhere.
 
     Raises:
         ConfigError: a value is impossible, or a node without a key would listen to other machines.
@@ -109,6 +111,7 @@ class ServerSettings:
     request_timeout_s: float = 600.0
     load_wait_s: float = 60.0
     shutdown_grace_s: int = 15
+    announcement: Announcement = field(default_factory=Announcement)
 
     def __post_init__(self) -> None:
         bounds = (

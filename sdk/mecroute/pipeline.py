@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from mecroute.agents import CacheAgent, ContextAgent, MonitorAgent, ResourceAgent, RouterAgent
 from mecroute.agents.cache import Remembered
-from mecroute.config.schema import Config, RemoteConfig
+from mecroute.config.schema import Config
 from mecroute.decision import Decision
 from mecroute.device.bandwidth import bandwidth
 from mecroute.errors import MecrouteError, NoEligibleTargetError
@@ -45,8 +45,6 @@ class Pipeline:
         self.monitor = monitor
         self._tiers = tiers
         self._traffic = Traffic(hedge_budget=config.router.hedge_budget)
-        remotes: tuple[RemoteConfig, ...] = (*config.nodes, *config.cloud)
-        self._prices = {remote.name: remote for remote in remotes}
 
     async def decide(self, request: Request) -> Decision:
         """Steps 2 to 4: assess the request, list the targets, decide. Runs nothing."""
@@ -137,10 +135,8 @@ class Pipeline:
         )
         ttft_ms = execution.ttft_ms
         decoding_s = (latency_ms - (ttft_ms or 0.0)) / 1000
-        price = self._prices.get(target.node or "")
-        cost = 0.0
-        if price is not None:
-            cost = prompt_tokens * price.input_usd_per_mtok + output_tokens * price.output_usd_per_mtok
+        price = self.resource.price_of(target)
+        cost = prompt_tokens * price.input_usd_per_mtok + output_tokens * price.output_usd_per_mtok
         if error is None and len(decision.candidates) > 1:
             self._traffic.keep(session_name(request), target.id, self.router.zone(request))
         outcome = Outcome(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from mecroute.agents import CacheAgent, ContextAgent, MonitorAgent, ResourceAgent, RouterAgent
 from mecroute.agents.resource import DeviceLoad
-from mecroute.config.schema import Config
+from mecroute.config.schema import Config, NodeConfig
+from mecroute.network.links import Links
 from mecroute.pipeline import Pipeline
 from mecroute.state.store import StateStore
 from mecroute.tiers.base import Tier
@@ -17,7 +18,7 @@ from mecroute_registry.facts import Tier as TierName
 from mecroute_registry.store import Registry
 
 if TYPE_CHECKING:
-    from mecroute.nodes.watch import NodeWatch
+    from mecroute.nodes.fleet import Fleet
     from mecroute.tiers.http import Endpoint
 
 
@@ -31,12 +32,18 @@ class Runtime:
         monitor = MonitorAgent(self._store)
         tiers: dict[TierName, Tier] = {}
         loads = self._add_device(config, tiers)
-        watches = self._add_remote(config, tiers)
+        self.links = Links()
+        self.fleet = self._add_remote(config, tiers)
         self.pipeline = Pipeline(
             config,
             context=ContextAgent(usual_output_tokens=monitor.usual_output_tokens),
             resource=ResourceAgent(
-                config, self.registry, watches, monitor, loads=loads or (lambda: _NOTHING_LOADED)
+                config,
+                self.registry,
+                self.fleet,
+                monitor,
+                loads=loads or (lambda: _NOTHING_LOADED),
+                links=self.links,
             ),
             router=RouterAgent(config.router),
             cache=CacheAgent(),
@@ -59,37 +66,48 @@ class Runtime:
         tiers["device"] = device
         return device.loads
 
-    def _add_remote(self, config: Config, tiers: dict[TierName, Tier]) -> tuple[NodeWatch, ...]:
-        if not config.nodes and not config.cloud:
-            return ()
+    def _add_remote(self, config: Config, tiers: dict[TierName, Tier]) -> Fleet | None:
+        has_nodes = bool(config.nodes or config.discovery)
+        if not has_nodes and not config.cloud:
+            return None
         # httpx takes longer to import than all of mecroute; a device-only client does without it.
         import httpx
 
-        from mecroute.nodes.watch import NodeWatch
+        from mecroute.network.traffic import Traffic
+        from mecroute.nodes.fleet import Fleet
         from mecroute.tiers.http import Endpoint, HttpTier
 
-        nodes: dict[str, Endpoint] = {
-            node.name: Endpoint("mec", node.name, node.url.rstrip("/") + "/v1", node.key(), True)
-            for node in config.nodes
-        }
+        fleet: Fleet | None = None
+        traffic = Traffic(self.links, lambda name: fleet.watch_of(name) if fleet is not None else None)
+        # Nodes come and go while this runs; the tier sees that in the same mapping.
+        nodes: dict[str, Endpoint] = {}
         clouds: dict[str, Endpoint] = {
             cloud.name: Endpoint("cloud", cloud.name, cloud.base_url, cloud.key(), cloud.continues_prefix)
             for cloud in config.cloud
         }
-        endpoints: tuple[tuple[TierName, dict[str, Endpoint]], ...] = (("mec", nodes), ("cloud", clouds))
-        for name, group in endpoints:
-            if group:
-                tier = HttpTier(group)
+        wanted: tuple[tuple[TierName, dict[str, Endpoint], bool], ...] = (
+            ("mec", nodes, has_nodes),
+            ("cloud", clouds, bool(clouds)),
+        )
+        for name, group, is_wanted in wanted:
+            if is_wanted:
+                tier = HttpTier(group, traffic=traffic)
                 self._exits.push_async_callback(tier.aclose)
                 tiers[name] = tier
-        if not config.nodes:
-            return ()
+        if not has_nodes:
+            return None
+
+        def join(node: NodeConfig) -> None:
+            nodes[node.name] = Endpoint("mec", node.name, node.url.rstrip("/") + "/v1", node.key(), True)
+
+        def leave(name: str) -> None:
+            nodes.pop(name, None)
+
         http = httpx.AsyncClient(follow_redirects=False)
         self._exits.push_async_callback(http.aclose)
-        watches = tuple(NodeWatch(node, http) for node in config.nodes)
-        for watch in watches:
-            self._exits.push_async_callback(watch.aclose)
-        return watches
+        fleet = Fleet(config, http, self.links, on_join=join, on_leave=leave)
+        self._exits.push_async_callback(fleet.aclose)
+        return fleet
 
 
 if TYPE_CHECKING:

@@ -13,6 +13,14 @@ from mecroute_cli.tables import Column
 
 COLUMNS = (Column("setting", "setting"), Column("value", "value"), Column("source", "set by"))
 
+PRICES = (
+    Column("name", "name"),
+    Column("model", "model"),
+    Column("input_usd_per_mtok", "in, $/Mtok", right=True),
+    Column("output_usd_per_mtok", "out, $/Mtok", right=True),
+    Column("source", "stated by"),
+)
+
 
 def build() -> typer.Typer:
     """`mecroute config …`."""
@@ -22,6 +30,7 @@ def build() -> typer.Typer:
         show,
         examples("mecroute config show", "MECROUTE_DEVICE_THREADS=1 mecroute config show | grep threads"),
     )
+    noun.verb("prices", prices, examples("mecroute config prices", "mecroute config prices --json"))
     noun.verb("path", path, examples("mecroute config path", "$EDITOR $(mecroute config path | head -1)"))
     return noun.app
 
@@ -34,6 +43,27 @@ def show(ctx: typer.Context) -> None:
         for name, value, source in session.loaded.settings()
     ]
     session.output.table("settings", rows, COLUMNS)
+
+
+def prices(ctx: typer.Context) -> None:
+    """Show what tokens cost on every node and cloud, and where that is stated."""
+    from mecroute.prices import price_of
+
+    session = session_of(ctx)
+    config = session.config
+    rows = [
+        {
+            "name": remote.name,
+            "model": getattr(remote, "model", None) or "any",
+            "input_usd_per_mtok": price.input_usd_per_mtok,
+            "output_usd_per_mtok": price.output_usd_per_mtok,
+            "source": price.source,
+        }
+        for remote in (*config.nodes, *config.cloud)
+        for price in (price_of(remote, config.prices),)
+    ]
+    session.output.table("prices", rows, PRICES, empty="no node and no cloud is configured")
+    session.output.hint("mecroute ships no prices: state them at an entry, or in [[prices]] by model name")
 
 
 def path(ctx: typer.Context) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 COLUMNS = (
     Column("node", "node"),
     Column("url", "url"),
+    Column("source", "from"),
     Column("state", "state"),
     Column("models_shown", "models"),
     Column("running", "running", right=True),
@@ -38,17 +39,26 @@ def build() -> typer.Typer:
 
 
 def list_nodes(ctx: typer.Context) -> None:
-    """List every configured node: reachable or not, models, queue, memory."""
+    """List every node, configured or found: reachable or not, models, queue, memory."""
+    from mecroute_cli.discovered import discovered_nodes
+
     session = session_of(ctx)
-    nodes = session.config.nodes
-    with ThreadPoolExecutor(max_workers=max(1, min(8, len(nodes)))) as pool:
-        rows = list(pool.map(state_of, nodes))
-    session.output.table("nodes", rows, COLUMNS, empty="no node is configured")
-    if not nodes:
-        session.output.hint("add a [[nodes]] table with name and url to mecroute.toml")
+    found = discovered_nodes(session.config)
+    known = {node.url: (node, "config") for node in session.config.nodes}
+    for source in found:
+        for node in source.nodes:
+            known.setdefault(node.url, (node, source.source.name))
+    with ThreadPoolExecutor(max_workers=max(1, min(8, len(known)))) as pool:
+        rows = list(pool.map(lambda entry: {**state_of(entry[0]), "source": entry[1]}, known.values()))
+    session.output.table("nodes", rows, COLUMNS, empty="no node is configured or found")
+    if not known:
+        session.output.hint("add a [[nodes]] table with name and url, or [[discovery]], to mecroute.toml")
     for row in rows:
         if row["error"]:
             session.output.note(f"{row['node']}: {row['error']}")
+    for source in found:
+        for note in (*((source.problem,) if source.problem else ()), *source.notes):
+            session.output.note(f"[[discovery]] {source.source.name}: {note}")
 
 
 def state_of(node: NodeConfig) -> dict[str, Any]:

@@ -73,6 +73,9 @@ def serve(
         list[str] | None,
         typer.Option("--cors-origin", metavar="URL", help="Web pages of it may ask; several times."),
     ] = None,
+    announce: Annotated[
+        bool | None, typer.Option("--announce/--no-announce", help="Tell of it by mDNS on the local network.")
+    ] = None,
     drain_delay_s: Annotated[
         float | None, typer.Option("--drain-delay-s", min=0, help="Not ready for so long before it stops.")
     ] = None,
@@ -96,6 +99,7 @@ def serve(
         "tls_client_ca": tls_client_ca,
         "cors_origins": cors_origin or None,
         "drain_delay_s": drain_delay_s,
+        "announce": announce,
     }
     settings = settings_from(
         session, given, port=port, files=model or [], refs=ref or [], key_env=api_key_env
@@ -115,6 +119,7 @@ def settings_from(
     """The server's settings: `[server]` with the flags on top, and its store and registry."""
     from mecroute.errors import ConfigError
     from mecroute_server import ServerSettings
+    from mecroute_server.announce import Announcement
     from mecroute_server.tls import Tls
 
     overrides = {f"server__{name}": value for name, value in given.items()}
@@ -165,6 +170,13 @@ def settings_from(
         max_queue=server.max_queue,
         max_body_bytes=server.max_body_bytes,
         max_session_bytes=server.max_session_bytes,
+        announcement=Announcement(
+            mdns=server.announce,
+            directory_uri=server.directory,
+            directory_endpoint_url=config.store.endpoint_url,
+            directory_region=config.store.region,
+            advertise_url=server.advertise_url,
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mecroute_cli.doctor.check import Check
 
 if TYPE_CHECKING:
-    from mecroute.config import CloudConfig, NodeConfig
+    from mecroute.config import CloudConfig, Config, NodeConfig
     from mecroute_cli.session import Session
 
 _CLOUD_TIMEOUT_S = 5.0
@@ -32,7 +32,8 @@ def check_configured(session: Session) -> Iterator[Check]:
     jobs += [lambda cloud=cloud: _cloud(cloud) for cloud in config.cloud]  # type: ignore[misc]
     with ThreadPoolExecutor(max_workers=8) as pool:
         yield from pool.map(lambda job: job(), jobs)
-    if not config.nodes:
+    yield from _discovery(config)
+    if not config.nodes and not config.discovery:
         fix = "add a [[nodes]] table with name and url; `mecroute serve` starts a node"
         yield Check("nodes", "MEC nodes", "missing", "none configured", fix)
     if not config.cloud:
@@ -83,6 +84,21 @@ def _node(node: NodeConfig) -> Check:
     shown = state["models_shown"] or "no model yet"
     fix = "" if state["models_shown"] else f"mecroute deploy REF --to {node.name}"
     return Check("nodes", node.name, "ok", f"{node.url}: {shown}", fix)
+
+
+def _discovery(config: Config) -> Iterator[Check]:
+    from mecroute_cli.discovered import discovered_nodes
+
+    for source in discovered_nodes(config):
+        name = f"discovery {source.source.name}"
+        if source.problem is not None:
+            yield Check(
+                "nodes", name, "broken", source.problem, "mend or remove that [[discovery]]"
+            )
+            continue
+        found = ", ".join(f"{node.name} ({node.url})" for node in source.nodes) or "no node found"
+        detail = "; ".join((f"{source.source.kind}: {found}", *source.notes))
+        yield Check("nodes", name, "ok" if source.nodes else "missing", detail)
 
 
 def _cloud(cloud: CloudConfig) -> Check:

@@ -8,22 +8,38 @@ import re
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 from mecroute.errors import InvalidRequestError, ModelNotFoundError
 from mecroute_registry.facts import DIGEST_PATTERN
 from mecroute_server.body import read_json_object
+from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
 from mecroute_server.node import Node
 from mecroute_server.routes.node import CurrentNode
 from mecroute_server.slot import ModelSlot
+from mecroute_server.state_feed import MAX_WAIT_S
 
 router = APIRouter(prefix="/admin")
 
 
 @router.get("/node")
-async def node_state(node: CurrentNode) -> JSONResponse:
-    """The node, its machine and its models."""
-    return JSONResponse(node.describe())
+async def node_state(request: Request, node: CurrentNode) -> Response:
+    """The node, its machine and its models.
+
+    With `?wait_s=20` and the `If-None-Match` of the last answer it waits so long for a change that matters
+    (a model, its state, how full it is); 304 when there was none.
+    """
+    known = request.headers.get("if-none-match")
+    # Within the time that an answer may take, or a node with a short one would refuse whoever waits.
+    wait_s = min(_wait_s(request.query_params.get("wait_s")), node.settings.request_timeout_s / 2)
+    try:
+        tag = await unless_caller_leaves(request, node.feed.wait(known, wait_s))
+    except CallerLeftError:
+        return Response(status_code=499)
+    headers = {"etag": tag, "cache-control": "no-store"}
+    if tag == known:
+        return Response(status_code=304, headers=headers)
+    return JSONResponse(node.describe(), headers=headers)
 
 
 @router.get("/models")
@@ -116,6 +132,16 @@ async def _registered(node: Node, ref: str) -> ModelSlot:
         with contextlib.suppress(ModelNotFoundError, InvalidRequestError):
             slot = await node.pool.wanted(ref)
     return slot if slot is not None else _slot(node, ref)
+
+
+def _wait_s(text: str | None) -> float:
+    if text is None:
+        return 0.0
+    if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,6})?", text) or float(text) > MAX_WAIT_S:
+        raise InvalidRequestError(
+            f"wait_s is not a number of seconds from 0 to {MAX_WAIT_S:g}", hint="as ?wait_s=20"
+        )
+    return float(text)
 
 
 def _slot(node: Node, ref: str) -> ModelSlot:

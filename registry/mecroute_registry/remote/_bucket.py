@@ -9,8 +9,10 @@ import contextlib
 import re
 import threading
 from collections.abc import Generator, Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -65,6 +67,15 @@ _UNCONDITIONAL_ONLY = frozenset({"501", "NotImplemented"})
 _BUCKET_IS_OURS = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists", "OperationAborted"})
 _NO_CREDENTIALS = (CredentialRetrievalError, NoCredentialsError, PartialCredentialsError, ProfileNotFound)
 _NO_ANSWER = (BotoConnectionError, HTTPClientError, IncompleteReadError)
+
+
+class Listed(NamedTuple):
+    """One object of a listing; `modified` by the service's clock."""
+
+    key: str
+    etag: str
+    size: int
+    modified: datetime
 
 
 class Bucket:
@@ -122,6 +133,33 @@ class Bucket:
                 for page in pages
                 for item in page.get("Contents", ())
             }
+
+    def list_objects(self, limit: int) -> tuple[list[Listed], datetime]:
+        """Return the newest state of at most `limit` objects under the prefix, and the service's own time."""
+        prefix = f"{self.prefix}/" if self.prefix else ""
+        with self._errors("list the objects"):
+            answer = self._s3().list_objects_v2(Bucket=self.name, Prefix=prefix, MaxKeys=limit)
+        listed = [
+            Listed(
+                item.get("Key", "").removeprefix(prefix),
+                item.get("ETag", ""),
+                item.get("Size", 0),
+                item["LastModified"],
+            )
+            for item in answer.get("Contents", ())
+            if "LastModified" in item
+        ]
+        told = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+        try:
+            now = parsedate_to_datetime(told)
+        except ValueError:
+            now = datetime.now(UTC)
+        return listed, now
+
+    def delete(self, key: str) -> None:
+        """Take an object away; it is no error when there is none."""
+        with self._errors(f"delete {key}"):
+            self._s3().delete_object(Bucket=self.name, Key=self._key(key))
 
     def write(self, key: str, data: bytes) -> None:
         """Write a small object, whatever was there."""

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mecroute.agents.monitor import MonitorAgent
 from mecroute.config.schema import CloudConfig, Config
 from mecroute.device.hardware import default_threads, hardware_class
+from mecroute.network.links import Links
+from mecroute.nodes.discovery.admission import is_loopback
 from mecroute.nodes.report import ModelReport
+from mecroute.prices import FREE, Price, price_of
 from mecroute.request import Need
 from mecroute.target import Target, TargetState
 from mecroute_registry.facts import ModelVersion, Profile, Tier
 from mecroute_registry.store import Registry
 
 if TYPE_CHECKING:
-    from mecroute.nodes.watch import NodeWatch  # loads httpx, which a device-only client does without
+    from mecroute.nodes.fleet import Fleet  # loads httpx, which a device-only client does without
+    from mecroute.nodes.watch import NodeWatch
 
 #: What our own engine can do beyond plain text, and what a cloud API is taken to.
 _LOCAL_ABILITIES: frozenset[Need] = frozenset(
@@ -57,23 +59,29 @@ class ResourceAgent:
     """Lists targets with their state. For one event loop.
 
     Args:
+        fleet: the MEC nodes that are known; None where none can be.
         loads: the models loaded in this process, by reference.
+        links: the way to each remote, as traffic shows it.
     """
 
     def __init__(
         self,
         config: Config,
         registry: Registry,
-        watches: tuple[NodeWatch, ...],
+        fleet: Fleet | None,
         monitor: MonitorAgent,
         *,
         loads: Callable[[], Mapping[str, DeviceLoad]],
+        links: Links | None = None,
     ) -> None:
         self._config = config
         self._registry = registry
-        self._watches = watches
+        self._fleet = fleet
         self._monitor = monitor
         self._loads = loads
+        self._links = links or Links()
+        self._cloud_prices = {cloud.name: price_of(cloud, config.prices) for cloud in config.cloud}
+        self._node_prices: dict[str, Price] = {}
         self._hardware = hardware_class()
         self._generation: object = None
         self._models: list[ModelVersion] = []
@@ -82,8 +90,15 @@ class ResourceAgent:
 
     async def refresh(self) -> None:
         """Bring the nodes' reports up to date; see `NodeWatch.refresh` for how long that may take."""
-        if self._watches:
-            await asyncio.gather(*(watch.refresh() for watch in self._watches))
+        if self._fleet is not None:
+            await self._fleet.refresh()
+
+    def price_of(self, target: Target) -> Price:
+        """What a target's tokens cost; also of a node that has left since it answered."""
+        if target.tier == "device":
+            return FREE
+        known = self._node_prices if target.tier == "mec" else self._cloud_prices
+        return known.get(target.node or "", Price())
 
     def targets(self, bandwidth_bytes_per_s: float | None = None) -> list[TargetState]:
         """Every target: models of the device, models on nodes, cloud models.
@@ -170,14 +185,16 @@ class ResourceAgent:
         return max(fitting, key=lambda p: p.measured_at, default=None)
 
     def _mec(self) -> Iterator[TargetState]:
-        for watch in self._watches:
+        for watch in self._fleet.watches if self._fleet is not None else ():
             node = watch.node
-            away = not _is_loopback(node.url)
+            if node.name not in self._node_prices:
+                self._node_prices[node.name] = price_of(node, ())
+            away = _is_away(node.url)
             models = [m for m in watch.report.models if m.state == "ready"] if watch.report else []
             if not models:
                 problem = watch.problem or "no model is ready there"
                 yield TargetState(
-                    target=Target("mec", "*", node=node.name, region=node.region),
+                    target=Target("mec", "*", node=node.name, region=watch.region),
                     tasks=frozenset({"chat", "completion", "embed"}),
                     abilities=_LOCAL_ABILITIES,
                     context_length=2**31,
@@ -190,13 +207,12 @@ class ResourceAgent:
     def _mec_target(self, watch: NodeWatch, model: ModelReport, *, away: bool) -> TargetState:
         node, report = watch.node, watch.report
         assert report is not None
-        target = Target(
-            "mec", model.ref, node=node.name, digest=model.digest, region=node.region or report.region
-        )
+        target = Target("mec", model.ref, node=node.name, digest=model.digest, region=watch.region)
+        load, price = watch.load(model), self._node_prices[node.name]
         known = next((m for m in self._models if m.digest == model.digest), None)
         accuracy = model.accuracy if model.accuracy is not None else (known.accuracy if known else None)
         profile = self._profile(model.digest, "mec", report.hardware)
-        prefill, decode = model.prefill_tokens_per_s, model.decode_tokens_per_s
+        prefill, decode = load.prefill_tokens_per_s, load.decode_tokens_per_s
         source = "the node's live measurement"
         shared = decode is not None and profile is None
         if profile is not None:
@@ -213,11 +229,11 @@ class ResourceAgent:
             decode_tokens_per_s=decode,
             speed_source=source,
             round_trip_ms=watch.round_trip_ms or 0.0,
-            running=model.running,
-            queued=model.queued,
-            parallel=model.parallel or 1,
-            input_usd_per_mtok=node.input_usd_per_mtok,
-            output_usd_per_mtok=node.output_usd_per_mtok,
+            running=load.running,
+            queued=load.queued,
+            parallel=load.parallel,
+            input_usd_per_mtok=price.input_usd_per_mtok,
+            output_usd_per_mtok=price.output_usd_per_mtok,
             availability=self._monitor.availability(target.id),
             reached_over_network=away,
             unavailable=watch.problem or self._monitor.resting(target.id),
@@ -228,6 +244,7 @@ class ResourceAgent:
 
     def _cloud(self, cloud: CloudConfig) -> TargetState:
         target = Target("cloud", cloud.model, node=cloud.name, region=cloud.region)
+        price = self._cloud_prices[cloud.name]
         missing = None
         if cloud.api_key_env and cloud.key() is None:
             missing = f"the environment variable {cloud.api_key_env} holds no API key"
@@ -238,19 +255,14 @@ class ResourceAgent:
             context_length=cloud.context_length,
             accuracy=cloud.quality,
             accuracy_source="declared",
-            input_usd_per_mtok=cloud.input_usd_per_mtok,
-            output_usd_per_mtok=cloud.output_usd_per_mtok,
+            round_trip_ms=self._links.of(cloud.name).rtt_ms or 0.0,
+            input_usd_per_mtok=price.input_usd_per_mtok,
+            output_usd_per_mtok=price.output_usd_per_mtok,
             availability=self._monitor.availability(target.id),
-            reached_over_network=not _is_loopback(cloud.base_url),
+            reached_over_network=_is_away(cloud.base_url),
             unavailable=missing or self._monitor.resting(target.id),
         )
 
 
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _is_away(url: str) -> bool:
+    return not is_loopback(urlsplit(url).hostname or "")

@@ -25,6 +25,8 @@ FILE_NAME = "mecroute.toml"
 #: Variables that steer the program itself and are no settings.
 _CONTROL = {"MECROUTE_CONFIG", "MECROUTE_DEBUG"}
 _PREFIX = "MECROUTE_"
+#: Tables of which there may be several, written as [[table]].
+_LISTS = ("nodes", "cloud", "discovery", "prices")
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         known = Config.model_fields.get(table)
         if known is None:
             raise ConfigError(f"{path}: unknown table [{table}]{_did_you_mean(table, Config.model_fields)}")
-        expected = list if table in ("nodes", "cloud") else dict
+        expected = list if table in _LISTS else dict
         if not isinstance(value, expected):
             brackets = f"[[{table}]]" if expected is list else f"[{table}]"
             raise ConfigError(f"{path}: '{table}' must be written as {brackets}")
@@ -147,7 +149,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if not variable.startswith(_PREFIX) or variable in _CONTROL:
             continue
         table, _, field = variable.removeprefix(_PREFIX).lower().partition("_")
-        if table in ("nodes", "cloud") and not field:
+        if table in _LISTS and not field:
             try:
                 found[table] = json.loads(text)
             except json.JSONDecodeError as error:
@@ -166,7 +168,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _variables() -> list[str]:
-    names = ["MECROUTE_NODES", "MECROUTE_CLOUD"]
+    names = [f"{_PREFIX}{table.upper()}" for table in _LISTS]
     for table, info in Config.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             names += [f"{_PREFIX}{table}_{field}".upper() for field in info.annotation.model_fields]

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    StringConstraints,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, SecretStr, field_validator, model_validator
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+from mecroute.config.base import HttpUrl, Name, RemoteConfig, S3Uri
+from mecroute.config.base import Table as _Table
+from mecroute.config.caching import CacheConfig, PlacementConfig
+from mecroute.config.discovery import CamaraSource, DnsSrvSource, MdnsSource, S3Source
+from mecroute.config.network import NetworkConfig
+from mecroute.config.prices import PriceConfig
+
 #: How requests are spread over targets of one tier whose scores are about equal.
 Balance = Literal["least-latency", "round-robin", "zone", "cost", "prefix"]
 #: Names that a policy of one's own may not take.
 BUILT_IN_POLICIES = frozenset({"balanced", "latency-first", "quality-first", "cheap", "private"})
-HttpUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]+[^\s?#]*$")]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class RegistryConfig(_Table):
@@ -107,23 +99,6 @@ class RouterConfig(_Table):
         return value
 
 
-class RemoteConfig(_Table):
-    """What MEC nodes and cloud services have in common."""
-
-    name: Name
-    api_key: SecretStr | None = None
-    api_key_env: str | None = Field(default=None, description="environment variable that holds the key")
-    region: str | None = Field(default=None, description="where its data stays; compared with residency")
-    input_usd_per_mtok: float = Field(default=0, ge=0, description="USD per million prompt tokens")
-    output_usd_per_mtok: float = Field(default=0, ge=0, description="USD per million output tokens")
-
-    def key(self) -> str | None:
-        """The API key, from the file or from the variable it names; None where there is none."""
-        if self.api_key is not None:
-            return self.api_key.get_secret_value()
-        return os.environ.get(self.api_key_env) if self.api_key_env else None
-
-
 class NodeConfig(RemoteConfig):
     """`[[nodes]]`: one MEC server."""
 
@@ -145,6 +120,7 @@ class CloudConfig(RemoteConfig):
 
 
 R = TypeVar("R", bound=RemoteConfig)
+DiscoveryConfig = Annotated[DnsSrvSource | MdnsSource | S3Source | CamaraSource, Discriminator("kind")]
 
 
 class ServerConfig(_Table):
@@ -185,6 +161,9 @@ class ServerConfig(_Table):
     body_timeout_s: float = Field(default=60, gt=0, le=86_400, description="for a request's body")
     write_timeout_s: float = Field(default=60, gt=0, le=86_400, description="of a client that takes nothing")
     request_timeout_s: float = Field(default=600, gt=0, le=86_400, description="for a whole answer")
+    announce: bool = Field(default=False, description="tell of this node by mDNS on the local network")
+    directory: S3Uri | None = Field(default=None, description="s3:// folder in which the node is listed")
+    advertise_url: HttpUrl | None = Field(default=None, description="where others reach it; default: its own")
 
     @field_validator("cors_origins", mode="before")
     @classmethod
@@ -215,11 +194,16 @@ class Config(_Table):
     device: DeviceConfig = DeviceConfig()
     router: RouterConfig = RouterConfig()
     state: StateConfig = StateConfig()
+    network: NetworkConfig = NetworkConfig()
+    cache: CacheConfig = CacheConfig()
+    placement: PlacementConfig = PlacementConfig()
     server: ServerConfig = ServerConfig()
     nodes: tuple[NodeConfig, ...] = ()
     cloud: tuple[CloudConfig, ...] = ()
+    discovery: tuple[DiscoveryConfig, ...] = ()
+    prices: tuple[PriceConfig, ...] = ()
 
-    @field_validator("nodes", "cloud")
+    @field_validator("nodes", "cloud", "discovery")
     @classmethod
     def _names_are_unique(cls, remotes: tuple[R, ...]) -> tuple[R, ...]:
         names = [remote.name for remote in remotes]

@@ -1,98 +1,223 @@
-"""Watches one MEC node: asks for its report when the last one has grown old, and measures the way there."""
+"""Watches one MEC node: follows its report by long-poll, and takes its load from the answers it gives."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import httpx
 from pydantic import ValidationError
 
 from mecroute.config.schema import NodeConfig
-from mecroute.nodes.report import NodeReport
+from mecroute.network.links import Links
+from mecroute.network.traffic import network_ms
+from mecroute.nodes.load_header import ModelLoad
+from mecroute.nodes.report import ModelReport, NodeReport
 
-#: Age past which a report is fetched anew when somebody wants to decide.
-FRESH_S = 1.0
-#: Longest that a first decision waits for a node that was never heard of.
+#: Least time between two reports, whatever changes; and the same while answers tell the load anyway.
+SPACING_S = 1.0
+SPACING_WITH_HEADERS_S = 5.0
+#: How long a node is asked to wait for a change.
+POLL_WAIT_S = 20.0
+#: A node is followed until nobody has decided anything for so long.
+IDLE_S = 30.0
+#: Age past which a report is too old to decide by, and the next one is waited for.
+STALE_S = 60.0
+#: Longest that a decision waits for a node that was never heard of, or not for long.
 FIRST_WAIT_S = 1.0
-_TIMEOUT = httpx.Timeout(2.0, connect=1.0)
+_SHORT_TIMEOUT = httpx.Timeout(2.0, connect=1.0)
+_LONG_TIMEOUT = httpx.Timeout(POLL_WAIT_S + 5.0, connect=1.0)
 _BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
-_RTT_ALPHA = 0.3
 
 
 class NodeWatch:
     """The newest report of one node. For one event loop.
 
+    While requests are decided, one poll follows the node: it waits there until something changes that
+    matters, at most one report a second. Answers carry the load of the model that gave them, and while
+    they do, reports come at most every five seconds.
+
+    Args:
+        node: its configuration.
+        http: for asking it.
+        links: the round trip to it, learned here and from the answers it gives.
+        source: where the node is known from; `config` for one of `[[nodes]]`.
+        trusts_region: whether the region that the node tells of itself counts.
+
     Attributes:
         report: the newest report; None before the first.
         problem: why the node cannot be used now; None while it answers.
-        round_trip_ms: smoothed time of a report's round trip; None before the first.
+        fetches: how many reports were asked for.
     """
 
     def __init__(
-        self, node: NodeConfig, http: httpx.AsyncClient, *, clock: Callable[[], float] = time.monotonic
+        self,
+        node: NodeConfig,
+        http: httpx.AsyncClient,
+        *,
+        links: Links | None = None,
+        source: str = "config",
+        trusts_region: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.node = node
+        self.source = source
+        self.trusts_region = trusts_region
         self.report: NodeReport | None = None
         self.problem: str | None = None
-        self.round_trip_ms: float | None = None
+        self.fetches = 0
         self._http = http
+        self._links = links or Links()
         self._clock = clock
-        self._next_at = float("-inf")
+        self._etag: str | None = None
         self._failures = 0
+        self._asked_at = clock()
+        self._reported_at = float("-inf")
+        self._heard_at = float("-inf")
+        self._loads: dict[str, ModelLoad] = {}
         self._task: asyncio.Task[None] | None = None
+        self._told = asyncio.Event()
+
+    @property
+    def round_trip_ms(self) -> float | None:
+        """Smoothed round trip; None before the first."""
+        return self._links.of(self.node.name).rtt_ms
+
+    @property
+    def region(self) -> str | None:
+        """Where the node's data stays, as far as that may be believed."""
+        told = self.report.region if self.report is not None and self.trusts_region else None
+        return self.node.region or told
 
     async def refresh(self) -> None:
-        """Bring the report up to date: the first is waited for, later ones are renewed meanwhile."""
-        task = self._renew()
-        if task is not None and self.report is None and self.problem is None:
-            await asyncio.wait((task,), timeout=FIRST_WAIT_S)
-            if not task.done():
+        """Have the node followed; the first report, and one after a long rest, is waited for a while."""
+        self._asked_at = self._clock()
+        rested = self._task is None or self._task.done()
+        if rested:
+            self._told.clear()
+            self._task = asyncio.create_task(self._follow())
+        never = self.report is None and self.problem is None
+        if never or (rested and self._asked_at - self._reported_at > STALE_S):
+            waiting = asyncio.ensure_future(self._told.wait())
+            await asyncio.wait((waiting,), timeout=FIRST_WAIT_S)
+            if not waiting.done():
+                waiting.cancel()
                 self.problem = f"{self.node.url} has not answered yet"
 
+    async def probe(self) -> None:
+        """Measure the way there and bring the report up to date, where nobody has asked for a while."""
+        if self._task is None or self._task.done():
+            self._etag = None  # asks for an answer at once
+            await self._fetch()
+
     async def aclose(self) -> None:
-        """Stop a fetch under way."""
+        """Stop following."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def _renew(self) -> asyncio.Task[None] | None:
-        if self._task is not None and not self._task.done():
-            return self._task
-        if self._clock() < self._next_at:
-            return None
-        self._task = asyncio.create_task(self._fetch())
-        return self._task
+    def load(self, model: ModelReport) -> ModelLoad:
+        """How busy one of its models is, by its last answer or the report, whichever is newer."""
+        return self._loads.get(model.ref) or ModelLoad(
+            model.running,
+            model.queued,
+            model.parallel or 1,
+            model.prefill_tokens_per_s,
+            model.decode_tokens_per_s,
+        )
 
-    async def _fetch(self) -> None:
+    def heard(self, ref: str, load: ModelLoad) -> None:
+        """An answer told how busy a model is."""
+        if self.report is None or all(model.ref != ref for model in self.report.models):
+            return
+        self._loads[ref] = load
+        self._heard_at = self._clock()
+
+    def left(self, ref: str) -> None:
+        """A stream of that model ended, which its own headers had counted as running."""
+        known = self._loads.get(ref)
+        if known is not None and known.running > 0:
+            self._loads[ref] = ModelLoad(
+                known.running - 1,
+                known.queued,
+                known.parallel,
+                known.prefill_tokens_per_s,
+                known.decode_tokens_per_s,
+            )
+
+    async def _follow(self) -> None:
+        """Ask for one report after the other, until nobody has decided anything for a while."""
+        while self._clock() - self._asked_at < IDLE_S:
+            begun = self._clock()
+            try:
+                waited = await self._fetch()
+            finally:
+                self._told.set()
+            if self.problem is not None:
+                await asyncio.sleep(_BACKOFF_S[min(self._failures, len(_BACKOFF_S)) - 1])
+                continue
+            spacing = SPACING_S if waited else SPACING_WITH_HEADERS_S
+            while True:
+                known_by_answers = self._clock() - self._heard_at < SPACING_S
+                wanted = SPACING_WITH_HEADERS_S if known_by_answers else spacing
+                left = begun + wanted - self._clock()
+                if left <= 0:
+                    break
+                await asyncio.sleep(min(left, SPACING_S))
+
+    async def _fetch(self) -> bool:
+        """Ask once, and wait there for a change where the last state is known.
+
+        Returns:
+            False when the node had no room for one more to wait and answered at once.
+        """
         key = self.node.key()
         headers = {"authorization": f"Bearer {key}"} if key else {}
+        url = self.node.url.rstrip("/") + "/admin/node"
+        waits = self._etag is not None and self.problem is None
+        if waits:
+            headers["if-none-match"] = self._etag or ""
+            url += f"?wait_s={POLL_WAIT_S:g}"
         begun = self._clock()
+        self.fetches += 1
         try:
             response = await self._http.get(
-                self.node.url.rstrip("/") + "/admin/node", headers=headers, timeout=_TIMEOUT
+                url, headers=headers, timeout=_LONG_TIMEOUT if waits else _SHORT_TIMEOUT
             )
+            took_s = self._clock() - begun
+            if response.status_code == 304 and waits:
+                self._answered(response.headers, took_s, waits=waits)
+                return took_s > POLL_WAIT_S / 2
             if response.status_code != 200:
                 self._failed(f"{self.node.url} answered {response.status_code} when asked for its state")
-                return
+                return True
             report = NodeReport.model_validate_json(response.content)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            self._links.lost(self.node.name)
             reason = "connection refused" if isinstance(error, httpx.ConnectError) else type(error).__name__
             self._failed(f"{self.node.url} cannot be reached ({reason})")
-            return
+            return True
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"])
             self._failed(f"{self.node.url} sent a report that cannot be read: {place}: {first['msg']}")
-            return
-        took_ms = (self._clock() - begun) * 1000
-        known = self.round_trip_ms
-        self.round_trip_ms = took_ms if known is None else known + _RTT_ALPHA * (took_ms - known)
-        self.report, self.problem, self._failures = report, None, 0
-        self._next_at = self._clock() + FRESH_S
+            return True
+        self.report = report
+        self._loads.clear()
+        self._answered(response.headers, took_s, waits=waits)
+        self._etag = response.headers.get("etag")
+        return True
+
+    def _answered(self, headers: Mapping[str, str], took_s: float, *, waits: bool) -> None:
+        trip_ms = network_ms(headers, took_s * 1000)
+        if trip_ms is None and not waits:
+            trip_ms = took_s * 1000  # a server that does not tell its part: a report takes it next to nothing
+        self._links.heard(self.node.name, trip_ms)
+        self.problem, self._failures = None, 0
+        self._reported_at = self._clock()
 
     def _failed(self, problem: str) -> None:
         self.problem = problem
-        self._next_at = self._clock() + _BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)]
+        self._etag = None
         self._failures += 1

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -19,6 +19,7 @@ from mecroute.errors import (
     InvalidRequestError,
     MecrouteError,
     ModelNotFoundError,
+    NodeNotFoundError,
     NodeNotReadyError,
     OverloadedError,
     TargetTooSlowError,
@@ -60,11 +61,37 @@ class Endpoint:
     continues_prefix: bool = False
 
 
-class HttpTier:
-    """Calls endpoints by the target's node name. For one event loop; connections are kept and shared."""
+class TrafficObserver(Protocol):
+    """Hears of every exchange; see `mecroute.network.traffic.Traffic`."""
 
-    def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
-        self._endpoints = dict(endpoints)
+    def answered(self, target: Target, headers: Mapping[str, str], waited_ms: float) -> None:
+        """The headers of an answer came."""
+        ...
+
+    def received(self, target: Target, size_bytes: int, took_s: float) -> None:
+        """A whole body came in."""
+        ...
+
+    def streamed(self, target: Target) -> None:
+        """A stream ended or was given up."""
+        ...
+
+    def lost(self, target: Target) -> None:
+        """No connection, or one that broke."""
+        ...
+
+
+class HttpTier:
+    """Calls endpoints by the target's node name. For one event loop; connections are kept and shared.
+
+    Args:
+        endpoints: by name; read at every call, so that they may come and go while this runs.
+        traffic: told of every exchange; default: nobody is.
+    """
+
+    def __init__(self, endpoints: Mapping[str, Endpoint], *, traffic: TrafficObserver | None = None) -> None:
+        self._endpoints = endpoints
+        self._traffic = traffic
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30)
         self._http = httpx.AsyncClient(limits=limits, follow_redirects=False, trust_env=True)
 
@@ -77,6 +104,7 @@ class HttpTier:
         endpoint = self._endpoint(call.target)
         with call_span(call, endpoint.base_url) as span:
             response = await self._send(endpoint, call, span, stream=False)
+            await self._read(endpoint, call.target, response)
             try:
                 body = response.json()
             except ValueError as error:
@@ -119,8 +147,11 @@ class HttpTier:
                 yield chunk
         except httpx.HTTPError as error:
             if not finished:
+                self._lost(call.target)
                 raise _unreachable(endpoint, error) from error
         finally:
+            if self._traffic is not None:
+                self._traffic.streamed(call.target)
             await response.aclose()
         if not finished:
             raise TierUnreachableError(
@@ -135,7 +166,15 @@ class HttpTier:
 
     def _endpoint(self, target: Target) -> Endpoint:
         assert target.node is not None, "a remote target names its node"
-        return self._endpoints[target.node]
+        endpoint = self._endpoints.get(target.node)
+        if endpoint is None:
+            raise NodeNotFoundError(
+                f"'{target.node}' is not there any more",
+                hint="`mecroute nodes list` shows the nodes that there are",
+                retryable=True,
+                tier=target.tier,
+            )
+        return endpoint
 
     async def _send(self, endpoint: Endpoint, call: Call, span: CallSpan, *, stream: bool) -> httpx.Response:
         body = {**call.body, "model": call.target.model, "stream": stream}
@@ -160,23 +199,43 @@ class HttpTier:
             headers=headers,
             timeout=httpx.Timeout(silence, connect=_CONNECT_S[endpoint.tier]),
         )
-        response = await self._open(endpoint, request, stream=stream)
+        response = await self._open(endpoint, call.target, request)
         if response.status_code >= 300:
             raise await _refusal(endpoint, response, call.target.model)
         return response
 
-    async def _open(self, endpoint: Endpoint, request: httpx.Request, *, stream: bool) -> httpx.Response:
+    async def _open(self, endpoint: Endpoint, target: Target, request: httpx.Request) -> httpx.Response:
+        begun = time.monotonic()
         try:
-            return await self._http.send(request, stream=stream)
-        except httpx.RemoteProtocolError:
-            # A kept connection that the server had closed in the meantime: nothing was answered, so
-            # the call is made once more on a new one.
             try:
-                return await self._http.send(request, stream=stream)
-            except httpx.HTTPError as error:
-                raise _unreachable(endpoint, error) from error
+                response = await self._http.send(request, stream=True)
+            except httpx.RemoteProtocolError:
+                # A kept connection that the server had closed in the meantime: nothing was answered, so
+                # the call is made once more on a new one.
+                begun = time.monotonic()
+                response = await self._http.send(request, stream=True)
         except httpx.HTTPError as error:
+            self._lost(target)
             raise _unreachable(endpoint, error) from error
+        if self._traffic is not None:
+            self._traffic.answered(target, response.headers, (time.monotonic() - begun) * 1000)
+        return response
+
+    async def _read(self, endpoint: Endpoint, target: Target, response: httpx.Response) -> None:
+        begun = time.monotonic()
+        try:
+            content = await response.aread()
+        except httpx.HTTPError as error:
+            self._lost(target)
+            raise _unreachable(endpoint, error) from error
+        finally:
+            await response.aclose()
+        if self._traffic is not None:
+            self._traffic.received(target, len(content), time.monotonic() - begun)
+
+    def _lost(self, target: Target) -> None:
+        if self._traffic is not None:
+            self._traffic.lost(target)
 
 
 async def _refusal(endpoint: Endpoint, response: httpx.Response, model: str) -> MecrouteError:

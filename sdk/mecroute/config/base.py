@@ -1,0 +1,35 @@
+"""What the tables of the configuration have in common."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+HttpUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]+[^\s?#]*$")]
+S3Uri = Annotated[str, StringConstraints(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\s?#]*)?$")]
+
+
+class Table(BaseModel):
+    """One table of `mecroute.toml`: immutable, and an unknown setting is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RemoteConfig(Table):
+    """What MEC nodes and cloud services have in common."""
+
+    name: Name
+    api_key: SecretStr | None = None
+    api_key_env: str | None = Field(default=None, description="environment variable that holds the key")
+    region: str | None = Field(default=None, description="where its data stays; compared with residency")
+    input_usd_per_mtok: float = Field(default=0, ge=0, description="USD per million prompt tokens")
+    output_usd_per_mtok: float = Field(default=0, ge=0, description="USD per million output tokens")
+
+    def key(self) -> str | None:
+        """The API key, from the file or from the variable it names; None where there is none."""
+        if self.api_key is not None:
+            return self.api_key.get_secret_value()
+        return os.environ.get(self.api_key_env) if self.api_key_env else None
