@@ -24,6 +24,7 @@ from mecroute_cli.commands import (
     registry,
     route,
     serve,
+    simulate,
 )
 from mecroute_cli.help import Command, Group, examples
 
@@ -93,6 +94,7 @@ def build_app() -> typer.Typer:
     add(bench.bench, "bench", RUN, bench.EXAMPLES)
     add(chat.chat, "chat", ROUTE, chat.EXAMPLES)
     add(route.route, "route", ROUTE, route.EXAMPLES)
+    add(simulate.simulate, "simulate", ROUTE, simulate.EXAMPLES)
     add_noun(config.build(), "config", LOOK)
     add(doctor.doctor, "doctor", LOOK, doctor.EXAMPLES)
     return app
