@@ -23,7 +23,11 @@ _GAUGES = (
     ("mecroute_kv_cached_tokens", "Cells in use that only the prefix cache holds", "kv_cached_tokens"),
     ("mecroute_kv_total_tokens", "Cells of the KV memory", "kv_total_tokens"),
     ("mecroute_prefix_hit_rate", "Share of the prompt tokens found in the prefix cache", "prefix_hit_rate"),
-    ("mecroute_prefix_evictions_total", "Conversations forgotten for their room", "prefix_evictions"),
+    ("mecroute_prefix_evictions_total", "Conversations that had to leave the KV memory", "prefix_evictions"),
+    ("mecroute_prefix_recalls_total", "Conversations that came back to it from memory", "prefix_recalls"),
+    ("mecroute_prefix_memory_bytes", "Conversations held in memory beside it", "prefix_ram_bytes"),
+    ("mecroute_prefix_disk_hits_total", "Conversations that came back to it from the disk", "disk_hits"),
+    ("mecroute_prefix_disk_hit_tokens_total", "Tokens of those", "disk_hit_tokens"),
 )
 
 

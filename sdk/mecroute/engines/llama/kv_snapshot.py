@@ -57,7 +57,7 @@ class KvSnapshot:
 
     fit: Fit
     tokens: tuple[int, ...]
-    state: bytes | memoryview
+    state: memoryview
     keys: tuple[str, ...] = ()
     session: str | None = None
 

@@ -10,13 +10,14 @@ from itertools import takewhile
 from typing import TypeVar
 
 from mecroute.engines.llama.admission import AnswerLength, Rates, Work, check_deadline
-from mecroute.engines.llama.awaiting import Awaiting
+from mecroute.engines.llama.awaiting import DISK_PATIENCE_S, Awaiting, Computing
 from mecroute.engines.llama.context import DecodeContext
 from mecroute.engines.llama.errands import Errands
 from mecroute.engines.llama.generation import Generation, GenerationRequest, wake
 from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.kv_memory import KvMemory, Resident
 from mecroute.engines.llama.logprobs import token_logprob
+from mecroute.engines.llama.kv_spill import KvSpill
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.prefill import left_of_prompt, prefill_rows
 from mecroute.engines.llama.rates import Rate
@@ -55,6 +56,7 @@ class Scheduler:
         n_ctx: tokens a request may have, prompt and answer together.
         n_parallel: requests that run at a time.
         memory: what the context's KV cells hold; used by this alone from now on.
+        spill: brings what the memory forgets elsewhere and back.
         kv_tokens: KV cells of the context.
         max_queue: requests that may wait.
 
@@ -66,6 +68,7 @@ class Scheduler:
         model: LlamaModel,
         context: DecodeContext,
         memory: KvMemory,
+        spill: KvSpill,
         *,
         name: str,
         n_ctx: int,
@@ -83,6 +86,7 @@ class Scheduler:
         self._kv_tokens = kv_tokens
         self._max_queue = max_queue
         self._memory = memory
+        self._spill = spill
         self._running: list[Sequence] = []
         self._awaiting: list[Awaiting] = []
         self._queue = FairQueue()
@@ -184,9 +188,10 @@ class Scheduler:
 
     def _work_of(self, generation: Generation) -> Work:
         # The engine's thread may be adding to a slot's tokens meanwhile: the estimate is a token older then.
-        match = self._memory.find(generation.request.prompt)
+        prompt = generation.request.prompt
+        match = self._memory.find(prompt)
         cached = match.coming if match.is_worth_waiting else match.length
-        prefill = len(generation.request.prompt) - cached
+        prefill = len(prompt) - max(cached, self._spill.length(prompt[:-1], beyond=cached))
         return Work(prefill, self._answer_length.expected(generation.max_tokens))
 
     def _in_slots(self) -> int:
@@ -225,6 +230,10 @@ class Scheduler:
                 prompt_tokens_total=self._prompt_tokens_total,
                 prefix_hit_tokens=self._prefix_hit_tokens,
                 prefix_evictions=self._memory.evictions,
+                prefix_recalls=self._spill.recalls,
+                prefix_ram_bytes=self._spill.ram_bytes,
+                disk_hits=self._spill.disk_hits,
+                disk_hit_tokens=self._spill.disk_hit_tokens,
                 retry_after_s=self._retry_after_s() if full else 0.0,
             )
 
@@ -237,10 +246,15 @@ class Scheduler:
             self._changed.notify()
         return future
 
+    def look_again(self) -> None:
+        """Something that a waiting request waits for may have happened."""
+        with self._changed:
+            self._changed.notify()
+
     def residents(self) -> list[Resident]:
         """The conversations in memory, the one used last first."""
         with self._changed:
-            return self._memory.residents()
+            return self._memory.residents() + self._spill.residents()
 
     def _retry_after_s(self) -> float:
         """How long until one of the requests ends and makes a place free, at the measured rate."""
@@ -272,8 +286,12 @@ class Scheduler:
 
     def _run(self) -> None:
         try:
+            with self._changed:
+                self._spill.prepare()
             while self._wait_for_work():
                 self._step()
+            with self._changed:
+                self._spill.keep_all()
         finally:
             # Also when a step raised: nobody may wait for an answer that will not come.
             with self._changed:
@@ -306,7 +324,7 @@ class Scheduler:
                 if self._running:
                     self._memory.make_room(self._rows_ahead())
                     return True
-                self._changed.wait()
+                self._changed.wait(DISK_PATIENCE_S if self._awaiting else None)
 
     def _expire(self) -> None:
         now = time.perf_counter()
@@ -326,7 +344,9 @@ class Scheduler:
         for awaiting in self._awaiting[:]:
             if awaiting.is_over:
                 self._awaiting.remove(awaiting)
-                self._begin(awaiting.generation)
+                if awaiting.fetch is not None:
+                    self._spill.take_in(awaiting.fetch)
+                self._begin(awaiting.generation, try_disk=awaiting.fetch is None)
         while (generation := self._queue.peek()) is not None and self._in_slots() < self._n_parallel:
             if not self._fits(generation):
                 return
@@ -345,13 +365,21 @@ class Scheduler:
             needed += len(awaiting.generation.request.prompt) + awaiting.generation.max_tokens
         return self._memory.pinned_tokens() + needed <= self._kv_tokens
 
-    def _begin(self, generation: Generation) -> None:
-        """Start it, or let it wait for what another one is computing of its prompt."""
-        match = self._memory.find(generation.request.prompt)
+    def _begin(self, generation: Generation, *, try_disk: bool = True) -> None:
+        """Start it, or let it wait for what another one is computing of its prompt, or for the disk."""
+        prompt = generation.request.prompt
+        match = self._memory.find(prompt)
         if match.awaited is not None and match.is_worth_waiting:
-            self._awaiting.append(Awaiting(generation, match.awaited, match.coming))
-        else:
-            self._start(generation)
+            self._awaiting.append(Awaiting(generation, Computing(match.awaited, match.coming)))
+            return
+        self._spill.recall(prompt[:-1], beyond=match.length)
+        if try_disk:
+            speed, held = self._prefill_rate.per_s, self._memory.find(prompt).length
+            fetch = self._spill.fetch(prompt[:-1], beyond=held, prefill_tokens_per_s=speed)
+            if fetch is not None:
+                self._awaiting.append(Awaiting(generation, fetch))
+                return
+        self._start(generation)
 
     def _start(self, generation: Generation) -> None:
         request = generation.request

@@ -22,6 +22,10 @@ class EngineStats:
         prompt_tokens_total: prompt tokens since the start, cached or not.
         prefix_hit_tokens: prompt tokens since the start that were not computed again.
         prefix_evictions: times that something was forgotten for its room since the start.
+        prefix_recalls: times that a conversation came back from memory beside the KV memory since the start.
+        prefix_ram_bytes: what is held there.
+        disk_hits: times that a conversation came back from the disk since the start.
+        disk_hit_tokens: its tokens, each time.
         retry_after_s: when a request refused now is worth repeating; 0 if it would be accepted.
     """
 
@@ -37,6 +41,10 @@ class EngineStats:
     prompt_tokens_total: int
     prefix_hit_tokens: int
     prefix_evictions: int
+    prefix_recalls: int
+    prefix_ram_bytes: int
+    disk_hits: int
+    disk_hit_tokens: int
     retry_after_s: float
 
     @property
