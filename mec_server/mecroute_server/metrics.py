@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from mecroute.engines.llama.engine import Usage
@@ -121,8 +121,8 @@ class _PoolCollector(Collector):
     def __init__(self, pool: EnginePool) -> None:
         self._pool = pool
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """One gauge per fact, one sample per model."""
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        """One family per fact, one sample per model."""
         state = GaugeMetricFamily(
             "mecroute_model_state", "1 for the state it is in", labels=("model", "state")
         )
@@ -131,7 +131,10 @@ class _PoolCollector(Collector):
         yield state
         ready = [(slot.ref, slot.loaded.engine.stats()) for slot in self._pool.slots() if slot.loaded]
         for name, says, field in _GAUGES:
-            gauge = GaugeMetricFamily(name, says, labels=("model",))
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            family = kind(name, says, labels=("model",))
             for ref, stats in ready:
-                gauge.add_metric((ref,), getattr(stats, field))
-            yield gauge
+                # An ONNX model has no KV memory, and a rate nothing to be of while nothing was asked.
+                if (value := getattr(stats, field, None)) is not None:
+                    family.add_metric((ref,), value)
+            yield family

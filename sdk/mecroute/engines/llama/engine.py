@@ -142,6 +142,7 @@ class LlamaEngine:
         self.sessions = Sessions(
             ModelFile(path), transfer, self._scheduler.on_engine, self._model.n_vocab
         )
+        self._disk = disk
         if disk is not None:
             disk.start()
         self._embedders: list[Embedder] = []
@@ -261,6 +262,11 @@ class LlamaEngine:
     def residents(self) -> list[Resident]:
         """The conversations whose tokens are in memory, the most recently used first."""
         return self._scheduler.residents()
+
+    @property
+    def disk_is_open(self) -> bool:
+        """Whether the folder of `prefix_disk` has been read and is in use."""
+        return self._disk is not None and self._disk.is_open
 
     def warm_up(self) -> None:
         """Generate a few tokens, so that the weights are in memory and both speeds are measured."""
