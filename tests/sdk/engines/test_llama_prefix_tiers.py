@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mecroute.engines.llama import GREEDY, GenerationRequest, LlamaEngine
-from mecroute.engines.llama import kv_spill
+from mecroute.engines.llama import GREEDY, GenerationRequest, LlamaEngine, kv_spill
 from mecroute.engines.llama.kv_snapshot import Fit, KvSnapshot
 from mecroute.engines.llama.prefix_disk import PrefixDiskOptions
 from mecroute.engines.llama.prefix_folder import PrefixFolder
@@ -223,9 +222,7 @@ def test_the_folder_is_bounded(engine: MakeEngine, talks: Asked, tmp_path: Path)
     size = files(tmp_path / "probe")[0].stat().st_size
 
     folder = tmp_path / "bounded"
-    one = engine(
-        n_ctx=512, prefix_ram_bytes=0, prefix_disk=options(folder, max_bytes=int(3.5 * size))
-    )
+    one = engine(n_ctx=512, prefix_ram_bytes=0, prefix_disk=options(folder, max_bytes=int(3.5 * size)))
     wait_for(lambda: one.disk_is_open)
     for prompt, _ in talks:
         ask(one, prompt)

@@ -20,8 +20,8 @@ from mecroute.engines.llama.generation import (
 )
 from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.kv_memory import KvMemory, Resident, sequences_for
-from mecroute.engines.llama.kv_transfer import KvTransfer
 from mecroute.engines.llama.kv_spill import KvSpill
+from mecroute.engines.llama.kv_transfer import KvTransfer
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.prefix_disk import PrefixDisk, PrefixDiskOptions
 from mecroute.engines.llama.prefix_folder import check_folder
@@ -139,9 +139,7 @@ class LlamaEngine:
             max_queue=max_queue,
         )
         #: Takes conversations out of the KV memory and in again.
-        self.sessions = Sessions(
-            ModelFile(path), transfer, self._scheduler.on_engine, self._model.n_vocab
-        )
+        self.sessions = Sessions(ModelFile(path), transfer, self._scheduler.on_engine, self._model.n_vocab)
         self._disk = disk
         if disk is not None:
             disk.start()

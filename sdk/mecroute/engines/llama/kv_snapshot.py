@@ -161,7 +161,12 @@ def _encode_head(snapshot: KvSnapshot) -> bytes:
         "session": snapshot.session,
     }
     header = json.dumps(facts).encode()
-    return MAGIC + _LENGTH.pack(len(header)) + header + struct.pack(f"<{len(snapshot.tokens)}i", *snapshot.tokens)
+    return (
+        MAGIC
+        + _LENGTH.pack(len(header))
+        + header
+        + struct.pack(f"<{len(snapshot.tokens)}i", *snapshot.tokens)
+    )
 
 
 def _facts(data: bytes, length: int) -> dict[str, Any]:

@@ -68,9 +68,7 @@ class KvSpill:
 
     def residents(self) -> list[Resident]:
         """The conversations held in memory beside the KV memory, the last one first."""
-        return [
-            Resident(taken.keys, taken.session, len(taken.tokens), False) for taken in self._ram.held()
-        ]
+        return [Resident(taken.keys, taken.session, len(taken.tokens), False) for taken in self._ram.held()]
 
     def length(self, prompt: Sequence[int], *, beyond: int) -> int:
         """How many tokens of a prompt `recall` would bring back."""
@@ -91,7 +89,9 @@ class KvSpill:
         else:
             self._ram.put(taken)
 
-    def fetch(self, prompt: Sequence[int], *, beyond: int, prefill_tokens_per_s: float | None) -> Fetch | None:
+    def fetch(
+        self, prompt: Sequence[int], *, beyond: int, prefill_tokens_per_s: float | None
+    ) -> Fetch | None:
         """Begin to bring it from the disk; see `PrefixDisk.find`."""
         if self._disk is None:
             return None

@@ -107,7 +107,7 @@ class KvTransfer:
                 hint="GET /admin/sessions lists those that are",
             )
         idle = [slot for slot in named if not slot.busy]
-        if not idle or named[0].session == name and named[0].busy:
+        if not idle or (named[0].session == name and named[0].busy):
             raise SessionConflictError(
                 f"conversation '{name}' is being answered", hint="export it when the answer is complete"
             )

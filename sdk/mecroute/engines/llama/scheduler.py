@@ -16,8 +16,8 @@ from mecroute.engines.llama.errands import Errands
 from mecroute.engines.llama.generation import Generation, GenerationRequest, wake
 from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.kv_memory import KvMemory, Resident
-from mecroute.engines.llama.logprobs import token_logprob
 from mecroute.engines.llama.kv_spill import KvSpill
+from mecroute.engines.llama.logprobs import token_logprob
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.prefill import left_of_prompt, prefill_rows
 from mecroute.engines.llama.rates import Rate
