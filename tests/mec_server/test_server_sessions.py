@@ -45,8 +45,12 @@ def rambling(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(path: Path, root: Path, **fields: Any) -> ServerSettings:
     return ServerSettings(
         **{
-            "port": 0, "registry_root": root, "model_files": (path,),
-            "threads": 1, "parallel": 2, "context": 1024,
+            "port": 0,
+            "registry_root": root,
+            "model_files": (path,),
+            "threads": 1,
+            "parallel": 2,
+            "context": 1024,
             **fields,
         }
     )

@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Never
 
 import pytest
 
 from mecroute.engines.llama import GREEDY, GenerationRequest, LlamaEngine, kv_spill
 from mecroute.engines.llama.kv_snapshot import Fit, KvSnapshot
-from mecroute.engines.llama.prefix_disk import PrefixDiskOptions
+from mecroute.engines.llama.prefix_disk import PrefixDisk, PrefixDiskOptions, Stored
 from mecroute.engines.llama.prefix_folder import PrefixFolder
 from mecroute.engines.llama.prefix_ram import PrefixRam, Taken
 from mecroute.errors import ConfigError
@@ -28,14 +29,19 @@ Asked = list[tuple[tuple[int, ...], str]]
 
 @pytest.fixture(scope="module")
 def talks(oracle: Oracle) -> Asked:
-    """Eight prompts of 150 tokens that share nothing, and the answers of a model that has seen nothing else."""
+    """Eight prompts of 150 tokens that share nothing, and their answers."""
     rng = random.Random(11)
     return oracle.decided((tuple(rng.choices(range(261, 300), k=150)) for _ in range(1000)), 8, 8)
+
+
+_is_faster = PrefixDisk._is_faster
 
 
 @pytest.fixture(autouse=True)
 def _leaves_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kv_spill, "MAX_IDLE_TOKENS", 200)
+    # The tiny model computes about as fast as a disk reads.
+    monkeypatch.setattr(PrefixDisk, "_is_faster", lambda *_: True)
 
 
 def ask(engine: LlamaEngine, prompt: tuple[int, ...]) -> tuple[str, int]:
@@ -170,7 +176,7 @@ def test_a_disk_that_hangs_is_not_waited_for(
 
     monkeypatch.setattr(PrefixFolder, "read", hanging)
     monkeypatch.setattr("mecroute.engines.llama.awaiting.DISK_PATIENCE_S", 0.1)
-    monkeypatch.setattr("mecroute.engines.llama.scheduler.DISK_PATIENCE_S", 0.1)
+    monkeypatch.setattr("mecroute.engines.llama.residency.DISK_PATIENCE_S", 0.1)
     again = engine(n_ctx=512, prefix_disk=options(tmp_path))
     wait_for(lambda: again.disk_is_open)
     assert ask(again, prompt) == (answer, 0)
@@ -231,6 +237,17 @@ def test_the_folder_is_bounded(engine: MakeEngine, talks: Asked, tmp_path: Path)
     again = engine(n_ctx=512, prefix_disk=options(folder))
     wait_for(lambda: again.disk_is_open)
     assert [ask(again, prompt)[1] for prompt, _ in talks] == [0] * 5 + [149] * 3
+
+
+def test_what_is_sooner_computed_is_not_read(tmp_path: Path) -> None:
+    def never() -> Never:
+        raise AssertionError
+
+    disk = PrefixDisk(options(tmp_path), prepare=never, on_fetched=never, n_vocab=320)
+    stored = Stored(tmp_path / "x", 10_000_000)  # 0.1 s at the rate assumed at first
+    assert _is_faster(disk, stored, 100, 900.0)
+    assert not _is_faster(disk, stored, 100, 1100.0)
+    assert _is_faster(disk, stored, 1, None)
 
 
 def test_short_conversations_are_not_stored(engine: MakeEngine, tmp_path: Path) -> None:

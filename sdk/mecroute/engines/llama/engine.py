@@ -26,6 +26,7 @@ from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.prefix_disk import PrefixDisk, PrefixDiskOptions
 from mecroute.engines.llama.prefix_folder import check_folder
 from mecroute.engines.llama.prefix_ram import PrefixRam
+from mecroute.engines.llama.residency import Residency
 from mecroute.engines.llama.sampling import GREEDY, SamplingParams
 from mecroute.engines.llama.scheduler import Scheduler
 from mecroute.engines.llama.sessions import ModelFile, Sessions
@@ -67,7 +68,7 @@ class LlamaEngine:
         kv_tokens: room of the KV memory that all requests share; None: `n_ctx * n_parallel`, which always
             suffices. With less, requests wait until what they may come to need is free.
         prefix_ram_bytes: memory for conversations that have left the KV memory, ≥ 0.
-        prefix_disk: a folder for those that have left that too; None: nothing of a conversation is ever stored.
+        prefix_disk: a folder for those that have left that too; None: nothing is ever stored.
 
     Raises:
         ConfigError: that folder cannot be used.
@@ -130,12 +131,10 @@ class LlamaEngine:
         self._scheduler = Scheduler(
             self._model,
             context,
-            memory,
-            KvSpill(memory, transfer, ram, disk),
+            Residency(memory, KvSpill(memory, transfer, ram, disk)),
             name=self.name,
             n_ctx=self.n_ctx,
             n_parallel=n_parallel,
-            kv_tokens=room,
             max_queue=max_queue,
         )
         #: Takes conversations out of the KV memory and in again.

@@ -96,12 +96,13 @@ class KvMemory:
         sharing: what of a sequence another one can take over.
 
     Attributes:
+        kv_tokens: its cells.
         max_idle_tokens: cells that may be kept for what is idle alone; None: all that are free.
         slots: all sequences.
         evictions: how many times an idle sequence was forgotten for its room or its place.
         on_evict: called with an idle slot that is about to be forgotten, while the memory still holds it.
 
-    Not thread-safe: whoever calls holds the scheduler's lock. A running sequence's `tokens` may grow meanwhile.
+    Not thread-safe: whoever calls holds the scheduler's lock. A running sequence's `tokens` may grow.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class KvMemory:
         sharing: PrefixSharing,
     ) -> None:
         self._context = context
-        self._kv_tokens = kv_tokens
+        self.kv_tokens = kv_tokens
         self._sharing = sharing
         self.max_idle_tokens: int | None = None
         self._tree: RadixTree[Slot] = RadixTree()
@@ -239,7 +240,7 @@ class KvMemory:
             cells: how many are needed.
             keep_idle: also forget until no more than these are held by idle sequences alone.
         """
-        while self._kv_tokens - self.used_tokens() < cells or (
+        while self.kv_tokens - self.used_tokens() < cells or (
             keep_idle is not None and self.used_tokens() - self.pinned_tokens() > keep_idle
         ):
             if not self.evict():

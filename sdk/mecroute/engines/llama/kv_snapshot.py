@@ -1,6 +1,6 @@
 """A conversation's KV cells as a file: for the disk, and on the way to another node.
 
-    "MECROUTE-KV\\n"  uint32 length of the header  header (JSON)  tokens (int32 each)  state  SHA-256 of it all
+    "MECROUTE-KV\\n"  uint32 length of the header  header (JSON)  tokens (int32)  state  SHA-256 of all that
 
 Numbers are little-endian. The state is llama.cpp's own form, which `kv_state` checks.
 """

@@ -11,9 +11,9 @@ from mecroute.engines.llama.prefix_disk import Fetch, PrefixDisk
 from mecroute.engines.llama.prefix_ram import PrefixRam, Taken
 from mecroute.errors import MecrouteError
 
-#: Cells that idle conversations may keep in the KV memory while there is another place for them. Attention runs
-#: over every cell in use, also those of others: on a model of 135 million parameters 1,000 idle cells cost a
-#: lone answer about 4% of its speed, and to bring 500 tokens back takes 2 ms.
+#: Cells that idle conversations may keep in the KV memory while there is another place for them. Attention
+#: runs over every cell in use, also those of others: on a model of 135 million parameters 1,000 idle cells
+#: cost a lone answer about 4% of its speed, and to bring 500 tokens back takes 2 ms.
 MAX_IDLE_TOKENS = 2048
 
 
@@ -98,7 +98,7 @@ class KvSpill:
         return self._disk.find(prompt, beyond=beyond, prefill_tokens_per_s=prefill_tokens_per_s)
 
     def take_in(self, fetch: Fetch) -> None:
-        """Put what has come from the disk into the KV memory, unless another request has, or it does not fit."""
+        """Put what came from the disk into the KV memory, unless another request has, or it does not fit."""
         snapshot = fetch.snapshot
         if snapshot is None or fetch.is_used or self._disk is None:
             return

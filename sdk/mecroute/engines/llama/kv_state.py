@@ -1,8 +1,8 @@
 """The bytes in which llama.cpp hands out a sequence's KV cells, and what they must look like to be taken in.
 
-`llama_state_seq_set_data` checks sizes and types, and ends the process where something else is wrong (a position
-that occurs twice). What comes from outside is therefore compared here, byte by byte, with how this context
-writes a sequence of as many tokens itself; only the numbers in the cells may differ.
+`llama_state_seq_set_data` checks sizes and types, and ends the process where something else is wrong (a
+position that occurs twice). What comes from outside is therefore compared here, byte by byte, with how this
+context writes a sequence of as many tokens itself; only the numbers in the cells may differ.
 """
 
 from __future__ import annotations

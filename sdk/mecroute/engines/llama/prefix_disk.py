@@ -1,4 +1,4 @@
-"""The disk behind the prefix cache: what the KV memory forgets is written, and read again where that is faster."""
+"""The disk behind the prefix cache: what is forgotten is written, and read again where that is faster."""
 
 from __future__ import annotations
 
@@ -131,15 +131,20 @@ class PrefixDisk:
                 return None
             length, holders = matches[0]
             stored = min(holders, key=lambda one: one.size_bytes)
-            if prefill_tokens_per_s is not None:
-                rate = self._rate.per_s or _UNMEASURED_BYTES_PER_S
-                if stored.size_bytes / rate > (length - beyond) / prefill_tokens_per_s:
-                    return None
+            if not self._is_faster(stored, length - beyond, prefill_tokens_per_s):
+                return None
             fetch = self._fetches.get(stored)
             if fetch is None:
                 fetch = self._fetches[stored] = Fetch(stored)
                 self._work.put(lambda folder: self._read(folder, fetch))
             return fetch
+
+    def _is_faster(self, stored: Stored, tokens: int, prefill_tokens_per_s: float | None) -> bool:
+        """Whether to read a conversation takes less time than to compute so many tokens."""
+        if prefill_tokens_per_s is None:
+            return True
+        rate = self._rate.per_s or _UNMEASURED_BYTES_PER_S
+        return stored.size_bytes / rate < tokens / prefill_tokens_per_s
 
     def used(self, fetch: Fetch, *, tokens: int) -> None:
         """The engine has taken a fetched conversation in; `tokens` is 0 where it could not."""

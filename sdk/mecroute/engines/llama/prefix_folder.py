@@ -48,7 +48,7 @@ class PrefixFolder:
         self._folder.mkdir(mode=0o700, exist_ok=True)
 
     def scan(self) -> Iterator[tuple[Path, SnapshotHead]]:
-        """What is there, the least recently used first. Files that are damaged are removed, others ignored."""
+        """What is there, the least recently used first. Damaged files are removed, others ignored."""
         self._remove_unfinished()
         for path in _by_age(self._folder.iterdir()):
             if not _NAME.fullmatch(path.name):

@@ -10,18 +10,17 @@ from itertools import takewhile
 from typing import TypeVar
 
 from mecroute.engines.llama.admission import AnswerLength, Rates, Work, check_deadline
-from mecroute.engines.llama.awaiting import DISK_PATIENCE_S, Awaiting, Computing
+from mecroute.engines.llama.batch import Batch
+from mecroute.engines.llama.choosing import TokenChooser
 from mecroute.engines.llama.context import DecodeContext
 from mecroute.engines.llama.errands import Errands
 from mecroute.engines.llama.generation import Generation, GenerationRequest, wake
 from mecroute.engines.llama.grammar import Grammar
-from mecroute.engines.llama.kv_memory import KvMemory, Resident
-from mecroute.engines.llama.kv_spill import KvSpill
-from mecroute.engines.llama.logprobs import token_logprob
+from mecroute.engines.llama.kv_memory import Resident
 from mecroute.engines.llama.model import LlamaModel
-from mecroute.engines.llama.prefill import left_of_prompt, prefill_rows
 from mecroute.engines.llama.rates import Rate
 from mecroute.engines.llama.request_queue import FairQueue
+from mecroute.engines.llama.residency import Residency
 from mecroute.engines.llama.sampling import Sampler
 from mecroute.engines.llama.sequence import PREFILLING, Sequence
 from mecroute.engines.llama.stats import EngineStats
@@ -37,8 +36,6 @@ from mecroute.errors import (
 
 #: Steps with fewer prompt tokens than this say little about how fast prompts are computed.
 MEASURABLE_PREFILL_ROWS = 16
-#: Cells that a sequence which generates may need for a step.
-MAX_DECODE_ROWS = 8
 #: Retry-After before any request has been completed.
 UNMEASURED_RETRY_S = 1.0
 
@@ -55,9 +52,7 @@ class Scheduler:
         name: names the engine in errors.
         n_ctx: tokens a request may have, prompt and answer together.
         n_parallel: requests that run at a time.
-        memory: what the context's KV cells hold; used by this alone from now on.
-        spill: brings what the memory forgets elsewhere and back.
-        kv_tokens: KV cells of the context.
+        residency: what the context's KV cells hold; used by this alone from now on.
         max_queue: requests that may wait.
 
     Thread-safe.
@@ -67,28 +62,22 @@ class Scheduler:
         self,
         model: LlamaModel,
         context: DecodeContext,
-        memory: KvMemory,
-        spill: KvSpill,
+        residency: Residency,
         *,
         name: str,
         n_ctx: int,
         n_parallel: int,
-        kv_tokens: int,
         max_queue: int,
     ) -> None:
-        import numpy as np
-
         self._model = model
         self._context = context
         self._name = name
         self._n_ctx = n_ctx
         self._n_parallel = n_parallel
-        self._kv_tokens = kv_tokens
         self._max_queue = max_queue
-        self._memory = memory
-        self._spill = spill
+        self._residency = residency
+        self._memory = residency.memory
         self._running: list[Sequence] = []
-        self._awaiting: list[Awaiting] = []
         self._queue = FairQueue()
         self._errands = Errands()
         self._answer_length = AnswerLength()
@@ -96,8 +85,7 @@ class Scheduler:
         self._leaders: set[Generation] = set()
         self._changed = threading.Condition()
         self._closing = False
-        self._pieces: dict[int, bytes | None] = {}
-        self._counting = np.arange(n_ctx, dtype=np.int32)
+        self._chooser = TokenChooser(model, context)
         self._step_count = 0
         self._prefill_rate = Rate()
         self._decode_rate = Rate()
@@ -179,7 +167,7 @@ class Scheduler:
                 left_s=deadline_at - time.perf_counter(),
                 running=[
                     *(self._work_left(sequence) for sequence in self._running),
-                    *(self._work_of(awaiting.generation) for awaiting in self._awaiting),
+                    *(self._work_of(other) for other in self._residency.waiting),
                 ],
                 ahead=[self._work_of(other) for other in ahead],
                 slots=self._n_parallel,
@@ -188,14 +176,11 @@ class Scheduler:
 
     def _work_of(self, generation: Generation) -> Work:
         # The engine's thread may be adding to a slot's tokens meanwhile: the estimate is a token older then.
-        prompt = generation.request.prompt
-        match = self._memory.find(prompt)
-        cached = match.coming if match.is_worth_waiting else match.length
-        prefill = len(prompt) - max(cached, self._spill.length(prompt[:-1], beyond=cached))
+        prefill = self._residency.left_to_compute(generation.request.prompt)
         return Work(prefill, self._answer_length.expected(generation.max_tokens))
 
     def _in_slots(self) -> int:
-        return len(self._running) + len(self._awaiting)
+        return len(self._running) + len(self._residency.waiting)
 
     def _work_left(self, sequence: Sequence) -> Work:
         prefill = len(sequence.prompt) - len(sequence.slot.tokens)
@@ -223,17 +208,17 @@ class Scheduler:
                 n_parallel=self._n_parallel,
                 kv_used_tokens=used,
                 kv_cached_tokens=used - self._memory.pinned_tokens(),
-                kv_total_tokens=self._kv_tokens,
+                kv_total_tokens=self._memory.kv_tokens,
                 prefill_tokens_per_s=self._prefill_rate.per_s,
                 decode_tokens_per_s=self._decode_rate.per_s,
                 tokens_total=self._tokens_total,
                 prompt_tokens_total=self._prompt_tokens_total,
                 prefix_hit_tokens=self._prefix_hit_tokens,
                 prefix_evictions=self._memory.evictions,
-                prefix_recalls=self._spill.recalls,
-                prefix_ram_bytes=self._spill.ram_bytes,
-                disk_hits=self._spill.disk_hits,
-                disk_hit_tokens=self._spill.disk_hit_tokens,
+                prefix_recalls=self._residency.spill.recalls,
+                prefix_ram_bytes=self._residency.spill.ram_bytes,
+                disk_hits=self._residency.spill.disk_hits,
+                disk_hit_tokens=self._residency.spill.disk_hit_tokens,
                 retry_after_s=self._retry_after_s() if full else 0.0,
             )
 
@@ -254,7 +239,7 @@ class Scheduler:
     def residents(self) -> list[Resident]:
         """The conversations in memory, the one used last first."""
         with self._changed:
-            return self._memory.residents() + self._spill.residents()
+            return self._residency.residents()
 
     def _retry_after_s(self) -> float:
         """How long until one of the requests ends and makes a place free, at the measured rate."""
@@ -287,11 +272,11 @@ class Scheduler:
     def _run(self) -> None:
         try:
             with self._changed:
-                self._spill.prepare()
+                self._residency.spill.prepare()
             while self._wait_for_work():
                 self._step()
             with self._changed:
-                self._spill.keep_all()
+                self._residency.spill.keep_all()
         finally:
             # Also when a step raised: nobody may wait for an answer that will not come.
             with self._changed:
@@ -301,8 +286,7 @@ class Scheduler:
                 for sequence in self._running:
                     sequence.close()
                 self._running.clear()
-                left += [awaiting.generation for awaiting in self._awaiting]
-                self._awaiting.clear()
+                left += self._residency.abandon()
                 while self._queue.peek() is not None:
                     left.append(self._queue.pop())
             for generation in left:
@@ -317,23 +301,18 @@ class Scheduler:
                     return False
                 for sequence in [s for s in self._running if s.generation.cancelled]:
                     self._release(sequence)
-                self._awaiting = [one for one in self._awaiting if not one.generation.cancelled]
+                self._residency.drop_cancelled()
                 self._errands.do()
                 self._expire()
                 self._admit()
                 if self._running:
-                    self._memory.make_room(self._rows_ahead())
+                    self._residency.make_room(self._running, self._context.n_batch)
                     return True
-                self._changed.wait(DISK_PATIENCE_S if self._awaiting else None)
+                self._changed.wait(self._residency.patience_s)
 
     def _expire(self) -> None:
         now = time.perf_counter()
-        late = self._queue.expire(now)
-        for awaiting in list(self._awaiting):
-            deadline_at = awaiting.generation.request.submitter.deadline_at
-            if deadline_at is not None and deadline_at <= now:
-                self._awaiting.remove(awaiting)
-                late.append(awaiting.generation)
+        late = self._queue.expire(now) + self._residency.expire(now)
         for generation in late:
             error = "the deadline passed while the request waited for other requests"
             generation.fail(DeadlineExceededError(f"{self._name}: {error}", hint="allow more time"))
@@ -341,50 +320,20 @@ class Scheduler:
             wake(late)
 
     def _admit(self) -> None:
-        for awaiting in self._awaiting[:]:
-            if awaiting.is_over:
-                self._awaiting.remove(awaiting)
-                if awaiting.fetch is not None:
-                    self._spill.take_in(awaiting.fetch)
-                self._begin(awaiting.generation, try_disk=awaiting.fetch is None)
+        speed = self._prefill_rate.per_s
+        for resumed in self._residency.resume(prefill_tokens_per_s=speed):
+            self._start(resumed)
         while (generation := self._queue.peek()) is not None and self._in_slots() < self._n_parallel:
-            if not self._fits(generation):
+            if not self._residency.fits(generation, self._running):
                 return
             self._queue.pop()
-            self._begin(generation)
-
-    def _fits(self, generation: Generation) -> bool:
-        """Whether the room it may come to need is not promised to others; caches give way."""
-        match = self._memory.find(generation.request.prompt)
-        needed = len(generation.request.prompt) + generation.max_tokens
-        if match.source is not None and match.source.busy:
-            needed -= match.length
-        for sequence in self._running:
-            needed += sequence.room - len(sequence.slot.tokens)
-        for awaiting in self._awaiting:
-            needed += len(awaiting.generation.request.prompt) + awaiting.generation.max_tokens
-        return self._memory.pinned_tokens() + needed <= self._kv_tokens
-
-    def _begin(self, generation: Generation, *, try_disk: bool = True) -> None:
-        """Start it, or let it wait for what another one is computing of its prompt, or for the disk."""
-        prompt = generation.request.prompt
-        match = self._memory.find(prompt)
-        if match.awaited is not None and match.is_worth_waiting:
-            self._awaiting.append(Awaiting(generation, Computing(match.awaited, match.coming)))
-            return
-        self._spill.recall(prompt[:-1], beyond=match.length)
-        if try_disk:
-            speed, held = self._prefill_rate.per_s, self._memory.find(prompt).length
-            fetch = self._spill.fetch(prompt[:-1], beyond=held, prefill_tokens_per_s=speed)
-            if fetch is not None:
-                self._awaiting.append(Awaiting(generation, fetch))
-                return
-        self._start(generation)
+            if self._residency.may_start(generation, prefill_tokens_per_s=speed):
+                self._start(generation)
 
     def _start(self, generation: Generation) -> None:
         request = generation.request
         prompt = list(request.prompt)
-        slot = self._memory.place(prompt, request.prefix_keys, request.session)
+        slot = self._residency.place(generation)
         cached = len(slot.tokens)
         self._running.append(
             Sequence(
@@ -404,100 +353,26 @@ class Scheduler:
         self._prompt_tokens_total += len(prompt)
         self._prefix_hit_tokens += cached
 
-    def _rows_ahead(self) -> int:
-        """Cells that the next step may need, at most."""
-        wanted = 0
-        for sequence in self._running:
-            decodes = sequence.next_token != PREFILLING
-            wanted += MAX_DECODE_ROWS if decodes else left_of_prompt(sequence)
-        return min(wanted, self._context.n_batch)
-
     def _release(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         sequence.close()
         self._memory.release(sequence.slot)
 
     def _step(self) -> None:
-        """Decode one batch: a token of every request that generates, and a slice of the prompts."""
-        context, running = self._context, self._running
-        tokens, positions = context.tokens, context.positions
-        sequences, wants_logits = context.sequences, context.wants_logits
+        """Decode one batch, and give every request in it that can have one its next token."""
         self._step_count += 1
-        chosen: list[tuple[Sequence, int]] = []
-        rows = 0
-        for sequence in running:
-            if sequence.next_token != PREFILLING:
-                slot = sequence.slot
-                tokens[rows] = sequence.next_token
-                positions[rows] = len(slot.tokens)
-                sequences[rows] = slot.id
-                wants_logits[rows] = 1
-                chosen.append((sequence, rows))
-                rows += 1
-        decoding = rows
-        prefills: list[tuple[Sequence, int]] = []
-        if decoding < len(running):
-            waiting = [sequence for sequence in running if sequence.next_token == PREFILLING]
-            # The shortest first: they are not held up by a long one, which has its own share of the step.
-            waiting.sort(key=left_of_prompt)
-            limit = decoding + prefill_rows(
-                waiting, decoding=decoding, n_batch=context.n_batch, speed=self._prefill_rate.per_s
-            )
-            for sequence in waiting:
-                if rows < limit:
-                    slot = sequence.slot
-                    done = len(slot.tokens)
-                    count = min(len(sequence.prompt) - done, limit - rows)
-                    end = rows + count
-                    tokens[rows:end] = sequence.prompt[done : done + count]
-                    positions[rows:end] = self._counting[done : done + count]
-                    sequences[rows:end] = slot.id
-                    wants_logits[rows:end] = 0
-                    prefills.append((sequence, count))
-                    if done + count == len(sequence.prompt):
-                        wants_logits[end - 1] = 1
-                        chosen.append((sequence, end - 1))
-                    rows = end
-
+        batch = Batch(self._context, self._running, prefill_speed=self._prefill_rate.per_s)
         started_at = time.perf_counter()
-        status = context.decode(rows)
+        status = self._context.decode(batch.rows)
         if status != 0:
             self._recover(status)
             return
-        for sequence, _ in chosen[:decoding]:
-            sequence.slot.tokens.append(sequence.next_token)
-        for sequence, count in prefills:
-            done = len(sequence.slot.tokens)
-            sequence.slot.tokens.extend(sequence.prompt[done : done + count])
-        self._follow([sequence.generation for sequence, _ in chosen[decoding:]])
-
-        sample, pieces = context.sample, self._pieces
-        finished: list[Sequence] = []
-        now = started_at
-        for sequence, row in chosen:
-            constrained = sequence.sampler.constrained
-            if constrained is None:
-                token = sample(sequence.sampler.handle, row)
-            else:
-                try:
-                    token = constrained.choose(context.logits(row, self._model.n_vocab))
-                except InvalidRequestError as error:
-                    sequence.generation.fail(error)
-                    finished.append(sequence)
-                    continue
-            piece = pieces[token] if token in pieces else self._learn_piece(token)
-            if sequence.top_logprobs is not None and piece is not None:
-                logits = context.logits(row, self._model.n_vocab)
-                sequence.note(token_logprob(logits, token, sequence.top_logprobs, self._model.spell), piece)
-            now = time.perf_counter()
-            if sequence.accept(token, piece, now):
-                finished.append(sequence)
-        wake([sequence.generation for sequence, _ in chosen])
-
-        self._tokens_total += len(chosen)
-        took = (now if chosen else time.perf_counter()) - started_at
+        batch.decoded()
+        self._follow([sequence.generation for sequence in batch.prompts_complete])
+        finished = self._chooser.choose(batch)
+        self._tokens_total += len(batch.choices)
         if self._step_count > 1:  # the first one reads the weights from disk
-            self._measure(decoding, rows - decoding, len(finished), took)
+            self._measure(batch, len(finished), time.perf_counter() - started_at)
         if finished:
             with self._changed:
                 for sequence in finished:
@@ -517,17 +392,12 @@ class Scheduler:
                 leader.followers = ()
                 self._leaders.discard(leader)
 
-    def _measure(self, decoding: int, prefilled: int, finished: int, took_s: float) -> None:
-        if decoding:
+    def _measure(self, batch: Batch, finished: int, took_s: float) -> None:
+        if batch.decoding:
             self._decode_rate.add(1, took_s)
-        if prefilled >= MEASURABLE_PREFILL_ROWS:
-            self._prefill_rate.add(prefilled, took_s)
+        if batch.prefilled >= MEASURABLE_PREFILL_ROWS:
+            self._prefill_rate.add(batch.prefilled, took_s)
         self._completion_rate.add(finished, took_s)
-
-    def _learn_piece(self, token: int) -> bytes | None:
-        piece = None if self._model.is_end(token) else self._model.piece(token)
-        self._pieces[token] = piece
-        return piece
 
     def _recover(self, status: int) -> None:
         """After a failed step: make room and try again, or give up what cannot go on."""
