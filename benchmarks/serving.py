@@ -3,6 +3,8 @@
 Scenarios:
     fresh    every prompt is new: what batching does
     shared   every prompt begins with the same system message of about 512 tokens: what prefix reuse does
+    arriving the same, with a system message that is new in every round: requests come with it together
+    turns    three times as many conversations as slots, each of four turns, one turn of each after the other
     mixed    short chats while a prompt of about 4,000 tokens arrives every few seconds
 
 For each round both servers get the same prompts one after the other, in alternating order; figures are
@@ -38,6 +40,9 @@ TOKENS = 48
 REQUESTS_PER_WORKER = 3
 CONTEXT = 2048
 LONG_CONTEXT = 8192
+TURNS = 4
+TURN_TOKENS = 24
+CONVERSATIONS_PER_SLOT = 3
 TOPICS = ("harbour", "mountain", "orchard", "railway", "glacier", "market", "lantern", "violin", "desert")
 STORY = (
     "the old quiet river carried boats past a mill where people traded grain cloth and stories while "
@@ -76,12 +81,12 @@ def text(rng: random.Random, words: int) -> str:
 def prompts(scenario: str, count: int, seed: int) -> list[list[dict[str, str]]]:
     """The same prompts for both servers; new ones for every seed."""
     rng = random.Random(seed)
-    system = text(random.Random(7), 480)
+    system = text(random.Random(7 if scenario == "shared" else f"system {seed}"), 480)
     made = []
     for _ in range(count):
         question = f"Tell a long story about a {rng.choice(TOPICS)}. It begins so: {text(rng, 20)}"
         messages = [{"role": "user", "content": question}]
-        if scenario == "shared":
+        if scenario in ("shared", "arriving"):
             messages.insert(0, {"role": "system", "content": system})
         made.append(messages)
     return made
@@ -117,11 +122,19 @@ def healthy(url: str) -> bool:
     return any(httpx.get(f"{url}{path}", timeout=2).status_code == 200 for path in ("/readyz", "/health"))
 
 
-async def ask(http: httpx.AsyncClient, model: str, messages: list[dict[str, str]], sample: Sample) -> None:
+async def ask(
+    http: httpx.AsyncClient,
+    model: str,
+    messages: list[dict[str, str]],
+    sample: Sample,
+    max_tokens: int = TOKENS,
+) -> str:
+    """One request; its answer."""
     body = {
-        "model": model, "messages": messages, "max_tokens": TOKENS, "temperature": 0, "stream": True,
+        "model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0, "stream": True,
         "stream_options": {"include_usage": True},
     }  # fmt: skip
+    said = ""
     begun = last = time.perf_counter()
     first = True
     async with http.stream("POST", "/v1/chat/completions", json=body) as response:
@@ -134,6 +147,7 @@ async def ask(http: httpx.AsyncClient, model: str, messages: list[dict[str, str]
                 sample.tokens += chunk["usage"]["completion_tokens"]
             if not chunk["choices"] or not chunk["choices"][0]["delta"].get("content"):
                 continue
+            said += chunk["choices"][0]["delta"]["content"]
             now = time.perf_counter()
             if first:
                 sample.ttft.append(now - begun)
@@ -141,6 +155,25 @@ async def ask(http: httpx.AsyncClient, model: str, messages: list[dict[str, str]
             else:
                 sample.gaps.append(now - last)
             last = now
+    return said
+
+
+async def converse(http: httpx.AsyncClient, model: str, concurrency: int, seed: int, sample: Sample) -> None:
+    """Conversations that go on in turn; each turn carries all that was said before."""
+    rng = random.Random(seed)
+    talks: list[list[dict[str, str]]] = [[] for _ in range(concurrency * CONVERSATIONS_PER_SLOT)]
+    for turn in range(TURNS):
+        for talk in talks:
+            talk.append({"role": "user", "content": text(rng, 120 if turn == 0 else 30)})
+        queue = talks[:]
+
+        async def worker(queue: list[list[dict[str, str]]] = queue) -> None:
+            while queue:
+                talk = queue.pop(0)
+                said = await ask(http, model, talk, sample, TURN_TOKENS)
+                talk.append({"role": "assistant", "content": said})
+
+        await asyncio.gather(*(worker() for _ in range(concurrency)))
 
 
 async def load(url: str, model: str, scenario: str, concurrency: int, seed: int) -> Sample:
@@ -157,7 +190,10 @@ async def load(url: str, model: str, scenario: str, concurrency: int, seed: int)
 
         begun = time.perf_counter()
         long = asyncio.create_task(long_prompts(http, model, seed)) if scenario == "mixed" else None
-        await asyncio.gather(*(worker() for _ in range(concurrency)))
+        if scenario == "turns":
+            await converse(http, model, concurrency, seed, sample)
+        else:
+            await asyncio.gather(*(worker() for _ in range(concurrency)))
         sample.wall = time.perf_counter() - begun
         if long is not None:
             long.cancel()

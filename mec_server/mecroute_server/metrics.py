@@ -25,13 +25,17 @@ _GAUGES = (
     ("mecroute_kv_cached_tokens", "Cells in use that only the prefix cache holds", "kv_cached_tokens"),
     ("mecroute_kv_total_tokens", "Cells of the KV memory", "kv_total_tokens"),
     ("mecroute_prefix_hit_rate", "Share of the prompt tokens found in the prefix cache", "prefix_hit_rate"),
+    ("mecroute_prefix_memory_bytes", "Conversations held in memory beside it", "prefix_ram_bytes"),
 )
 #: What an engine has counted since its model was loaded, in the same way.
 _COUNTERS = (
     ("mecroute_engine_tokens", "Tokens generated, those of cancelled requests included", "tokens_total"),
     ("mecroute_decode_steps", "Steps in which answers grew", "decode_steps_total"),
     ("mecroute_decoded_rows", "Tokens decoded in these steps: per step, the batch", "decoded_rows_total"),
-    ("mecroute_prefix_evictions", "Conversations forgotten for their room", "prefix_evictions"),
+    ("mecroute_prefix_evictions", "Conversations that had to leave the KV memory", "prefix_evictions"),
+    ("mecroute_prefix_recalls", "Conversations that came back to it from memory", "prefix_recalls"),
+    ("mecroute_prefix_disk_hits", "Conversations that came back to it from the disk", "disk_hits"),
+    ("mecroute_prefix_disk_hit_tokens", "Tokens of those", "disk_hit_tokens"),
 )
 
 
@@ -171,7 +175,8 @@ class _PoolCollector(Collector):
         for name, says, field in _GAUGES:
             gauge = GaugeMetricFamily(name, says, labels=("model",))
             for ref, stats in ready:
-                value = getattr(stats, field, None)  # a tensor model has no KV memory
+                # A tensor model has no KV memory, and a rate nothing to be of while nothing was asked.
+                value = getattr(stats, field, None)
                 if value is not None:
                     gauge.add_metric((ref,), value)
             yield gauge

@@ -66,6 +66,8 @@ def _open_llama(ref: str, path: Path, settings: ServerSettings) -> LlamaEngine:
         n_gpu_layers=settings.gpu_layers,
         max_queue=settings.max_queue,
         name=ref,
+        prefix_ram_bytes=settings.prefix_cache_memory_bytes,
+        prefix_disk=settings.prefix_disk,
     )
 
 

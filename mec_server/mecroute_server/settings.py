@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mecroute.engines.llama.prefix_disk import PrefixDiskOptions
 from mecroute.errors import ConfigError
 from mecroute_registry.facts import parse_ref
 from mecroute_server.announce import Announcement
@@ -52,6 +53,10 @@ class ServerSettings:
         max_queue: requests that may wait per model, >= 0; the next one gets 429.
         max_body_bytes: the largest request body, >= 1024.
         max_session_bytes: the largest conversation that may be imported, >= 1024.
+        prefix_cache_memory_bytes: for conversations that have left a model's KV memory, of each model, >= 0.
+        prefix_cache_dir: a folder for those that have left that too; default: none is ever stored.
+        prefix_cache_bytes: of all files in that folder, >= 1 MB.
+        prefix_cache_min_tokens: shorter conversations are not stored, >= 1.
         audit_log: a file for the admin actions, as JSON lines; its folder must exist; default: none.
         otlp_endpoint: base URL of the OpenTelemetry collector (OTLP/HTTP) that traces go to; default: what
             OTEL_EXPORTER_OTLP_ENDPOINT says, else none.
@@ -99,6 +104,10 @@ class ServerSettings:
     max_queue: int = 64
     max_body_bytes: int = 8_000_000
     max_session_bytes: int = 256_000_000
+    prefix_cache_memory_bytes: int = 256_000_000
+    prefix_cache_dir: Path | None = None
+    prefix_cache_bytes: int = 4_000_000_000
+    prefix_cache_min_tokens: int = 256
     audit_log: Path | None = None
     otlp_endpoint: str | None = None
     tls: Tls | None = None
@@ -128,6 +137,9 @@ class ServerSettings:
             ("max_queue", self.max_queue, 0, 100_000),
             ("max_body_bytes", self.max_body_bytes, 1024, 1 << 40),
             ("max_session_bytes", self.max_session_bytes, 1024, 1 << 40),
+            ("prefix_cache_memory_bytes", self.prefix_cache_memory_bytes, 0, 1 << 44),
+            ("prefix_cache_bytes", self.prefix_cache_bytes, 1_000_000, 1 << 50),
+            ("prefix_cache_min_tokens", self.prefix_cache_min_tokens, 1, 1_000_000),
             ("drain_delay_s", self.drain_delay_s, 0, 3600),
             ("max_connections", self.max_connections, 1, 1_000_000),
             ("header_timeout_s", self.header_timeout_s, 0.01, 86_400),
@@ -166,6 +178,13 @@ class ServerSettings:
                 parse_ref(ref)
             except ValueError as error:
                 raise ConfigError(f"server models: {error}") from error
+
+    @property
+    def prefix_disk(self) -> PrefixDiskOptions | None:
+        """Where engines keep conversations on disk, or None."""
+        if self.prefix_cache_dir is None:
+            return None
+        return PrefixDiskOptions(self.prefix_cache_dir, self.prefix_cache_bytes, self.prefix_cache_min_tokens)
 
 
 def _or_1(value: int | None) -> int:

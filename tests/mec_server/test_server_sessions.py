@@ -45,8 +45,12 @@ def rambling(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(path: Path, root: Path, **fields: Any) -> ServerSettings:
     return ServerSettings(
         **{
-            "port": 0, "registry_root": root, "model_files": (path,),
-            "threads": 1, "parallel": 2, "context": 1024,
+            "port": 0,
+            "registry_root": root,
+            "model_files": (path,),
+            "threads": 1,
+            "parallel": 2,
+            "context": 1024,
             **fields,
         }
     )
@@ -148,7 +152,13 @@ def test_what_is_not_there_and_what_is_not_a_name(nodes: tuple[NodeServer, NodeS
 def test_a_conversation_that_is_being_answered_stays(rambling: Path, tmp_path: Path) -> None:
     long = write_tiny_gguf(tmp_path / "long.gguf", context_length=32768, says="HELO-WRD")
     with running_node(settings(long, tmp_path, context=32768)) as node:
-        body: dict[str, Any] = {"model": "long", "messages": TALK, "max_tokens": 30000, "temperature": 0, "stream": True}
+        body: dict[str, Any] = {
+            "model": "long",
+            "messages": TALK,
+            "max_tokens": 30000,
+            "temperature": 0,
+            "stream": True,
+        }
         with httpx.stream(
             "POST",
             f"{node.url}/v1/chat/completions",

@@ -23,14 +23,16 @@ async def sessions(node: CurrentNode) -> JSONResponse:
 
 
 @router.post("/{name}/export")
-async def export(name: str, request: Request, node: CurrentNode, model: str | None = None) -> StreamingResponse:
+async def export(
+    name: str, request: Request, node: CurrentNode, model: str | None = None
+) -> StreamingResponse:
     """A conversation as bytes: its tokens and KV cells. It stays here."""
     request.state.audit_target = checked_name(name)
     snapshot = await export_session(node.pool, name, model)
     parts = snapshot.parts()
 
     def chunks() -> Iterator[bytes]:
-        for part in map(memoryview, parts):
+        for part in parts:
             for at in range(0, len(part), _CHUNK_BYTES):
                 yield bytes(part[at : at + _CHUNK_BYTES])
 

@@ -146,6 +146,16 @@ class ServerConfig(_Table):
     output_tokens_per_minute: int | None = Field(
         default=None, ge=1, description="of a key without its own limit"
     )
+    prefix_cache_memory_bytes: int = Field(
+        default=256_000_000, ge=0, description="for conversations that have left a model's KV memory"
+    )
+    prefix_cache_dir: Path | None = Field(
+        default=None, description="a folder for those that have left that too; holds what was said"
+    )
+    prefix_cache_bytes: int = Field(default=4_000_000_000, ge=1_000_000, description="of that folder")
+    prefix_cache_min_tokens: int = Field(
+        default=256, ge=1, le=1_000_000, description="shorter ones are not stored"
+    )
     audit_log: Path | None = Field(default=None, description="a file for admin actions, as JSON lines")
     otlp_endpoint: HttpUrl | None = Field(default=None, description="an OpenTelemetry collector, for traces")
     tls_cert: Path | None = Field(default=None, description="PEM certificate (chain); makes it HTTPS")

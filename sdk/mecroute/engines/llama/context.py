@@ -154,21 +154,24 @@ class DecodeContext:
         self.sequences[0] = sequence
         return self.decode(1) == 0
 
-    def read_state(self, sequence: int) -> bytes:
+    def read_state(self, sequence: int) -> memoryview:
         """What llama.cpp writes of a sequence's cells; empty if it cannot."""
         size = int(self._lib.llama_state_seq_get_size(self.handle, sequence))
         buffer = bytearray(size)
         written = int(self._lib.llama_state_seq_get_data(self.handle, _address(buffer), size, sequence))
-        return bytes(buffer) if written == size else b""
+        return memoryview(buffer if written == size else b"")
 
-    def write_state(self, sequence: int, state: bytes | memoryview) -> bool:
+    def write_state(self, sequence: int, state: memoryview) -> bool:
         """Fill an empty sequence with what `read_state` gave; False if llama.cpp refuses it.
 
         Args:
             sequence: its id.
             state: checked, see `StateLayout.flaw_in`: on some mistakes llama.cpp ends the process.
         """
-        pointer = ctypes.cast(ctypes.c_char_p(bytes(state)), ctypes.POINTER(ctypes.c_uint8))
+        import numpy as np
+
+        address = np.frombuffer(state, dtype=np.uint8).ctypes.data
+        pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
         taken = int(self._lib.llama_state_seq_set_data(self.handle, pointer, len(state), sequence))
         if taken != len(state):
             self.keep_prefix(sequence, 0)

@@ -20,8 +20,13 @@ from mecroute.engines.llama.generation import (
 )
 from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.kv_memory import KvMemory, Resident, sequences_for
+from mecroute.engines.llama.kv_spill import KvSpill
 from mecroute.engines.llama.kv_transfer import KvTransfer
 from mecroute.engines.llama.model import LlamaModel
+from mecroute.engines.llama.prefix_disk import PrefixDisk, PrefixDiskOptions
+from mecroute.engines.llama.prefix_folder import check_folder
+from mecroute.engines.llama.prefix_ram import PrefixRam
+from mecroute.engines.llama.residency import Residency
 from mecroute.engines.llama.sampling import GREEDY, SamplingParams
 from mecroute.engines.llama.scheduler import Scheduler
 from mecroute.engines.llama.sessions import ModelFile, Sessions
@@ -41,6 +46,8 @@ __all__ = [
 
 #: Rows of a batch. More does not make a prompt faster on a CPU, and holds up whoever joins meanwhile.
 N_BATCH = 512
+#: Memory for conversations that have left the KV memory, where nothing else is asked for.
+PREFIX_RAM_BYTES = 256 * 1024 * 1024
 #: Texts to embed are cut off above this, because a text must fit one batch and buffers grow with it.
 MAX_EMBEDDING_TOKENS = 2048
 
@@ -60,8 +67,11 @@ class LlamaEngine:
         name: names the model in errors and answers; the file's stem if None.
         kv_tokens: room of the KV memory that all requests share; None: `n_ctx * n_parallel`, which always
             suffices. With less, requests wait until what they may come to need is free.
+        prefix_ram_bytes: memory for conversations that have left the KV memory, ≥ 0.
+        prefix_disk: a folder for those that have left that too; None: nothing is ever stored.
 
     Raises:
+        ConfigError: that folder cannot be used.
         InvalidModelFileError: the file cannot be loaded, or not with this context.
         MissingExtraError: the `device` extra is not installed.
 
@@ -80,8 +90,12 @@ class LlamaEngine:
         max_queue: int = 64,
         name: str | None = None,
         kv_tokens: int | None = None,
+        prefix_ram_bytes: int = PREFIX_RAM_BYTES,
+        prefix_disk: PrefixDiskOptions | None = None,
     ) -> None:
         path = Path(path)
+        if prefix_disk is not None:
+            check_folder(prefix_disk.folder)
         self.name = name or path.stem
         self.n_parallel = n_parallel
         self.n_threads = n_threads or default_threads()
@@ -104,25 +118,34 @@ class LlamaEngine:
             raise
         sharing = self._model.prefix_sharing
         memory = KvMemory(context, n_slots=n_sequences, kv_tokens=room, sharing=sharing)
-        transfer = KvTransfer(context, memory, n_ctx=self.n_ctx, sharing_any=sharing == "any")
+        ram = PrefixRam(prefix_ram_bytes)
+        transfer = KvTransfer(context, memory, ram, n_ctx=self.n_ctx, sharing_any=sharing == "any")
+        disk = None
+        if prefix_disk is not None:
+            disk = PrefixDisk(
+                prefix_disk,
+                prepare=lambda: self.sessions.fit_and_layout(),
+                on_fetched=lambda: self._scheduler.look_again(),
+                n_vocab=self._model.n_vocab,
+            )
         self._scheduler = Scheduler(
             self._model,
             context,
-            memory,
+            Residency(memory, KvSpill(memory, transfer, ram, disk)),
             name=self.name,
             n_ctx=self.n_ctx,
             n_parallel=n_parallel,
-            kv_tokens=room,
             max_queue=max_queue,
         )
         #: Takes conversations out of the KV memory and in again.
-        self.sessions = Sessions(
-            ModelFile(path), transfer, self._scheduler.on_engine, self._model.n_vocab
-        )
+        self.sessions = Sessions(ModelFile(path), transfer, self._scheduler.on_engine, self._model.n_vocab)
+        self._disk = disk
+        if disk is not None:
+            disk.start()
         self._embedders: list[Embedder] = []
         self._lock = threading.Lock()
         # Native code must not run on while the interpreter is torn down.
-        self._finalizer = weakref.finalize(self, _close, self._scheduler, self._embedders, self._model)
+        self._finalizer = weakref.finalize(self, _close, self._scheduler, disk, self._embedders, self._model)
 
     def __enter__(self) -> LlamaEngine:
         return self
@@ -237,6 +260,11 @@ class LlamaEngine:
         """The conversations whose tokens are in memory, the most recently used first."""
         return self._scheduler.residents()
 
+    @property
+    def disk_is_open(self) -> bool:
+        """Whether the folder of `prefix_disk` has been read and is in use."""
+        return self._disk is not None and self._disk.is_open
+
     def warm_up(self) -> None:
         """Generate a few tokens, so that the weights are in memory and both speeds are measured."""
         for words in ("The quick brown fox jumps over the lazy dog. ", "Pack my box with five dozen jugs. "):
@@ -259,12 +287,16 @@ class LlamaEngine:
             )
 
 
-def _close(scheduler: Scheduler, embedders: list[Embedder], model: LlamaModel) -> None:
+def _close(
+    scheduler: Scheduler, disk: PrefixDisk | None, embedders: list[Embedder], model: LlamaModel
+) -> None:
     if scheduler.on_own_thread():
         # The garbage collector runs on any thread, and this one cannot wait for itself to end.
-        threading.Thread(target=_close, args=(scheduler, embedders, model)).start()
+        threading.Thread(target=_close, args=(scheduler, disk, embedders, model)).start()
         return
     scheduler.close()
+    if disk is not None:
+        disk.close()
     for embedder in embedders:
         embedder.close()
     model.close()

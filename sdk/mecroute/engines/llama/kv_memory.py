@@ -94,14 +94,15 @@ class KvMemory:
         n_slots: its sequences; more than ever run at a time.
         kv_tokens: its cells.
         sharing: what of a sequence another one can take over.
-        max_idle_tokens: cells that may be kept for what is idle alone; None: all that are free.
 
     Attributes:
+        kv_tokens: its cells.
+        max_idle_tokens: cells that may be kept for what is idle alone; None: all that are free.
         slots: all sequences.
         evictions: how many times an idle sequence was forgotten for its room or its place.
         on_evict: called with an idle slot that is about to be forgotten, while the memory still holds it.
 
-    Not thread-safe: whoever calls holds the scheduler's lock. A running sequence's `tokens` may grow meanwhile.
+    Not thread-safe: whoever calls holds the scheduler's lock. A running sequence's `tokens` may grow.
     """
 
     def __init__(
@@ -111,12 +112,11 @@ class KvMemory:
         n_slots: int,
         kv_tokens: int,
         sharing: PrefixSharing,
-        max_idle_tokens: int | None = None,
     ) -> None:
         self._context = context
-        self._kv_tokens = kv_tokens
+        self.kv_tokens = kv_tokens
         self._sharing = sharing
-        self._max_idle = max_idle_tokens
+        self.max_idle_tokens: int | None = None
         self._tree: RadixTree[Slot] = RadixTree()
         self.slots = [Slot(number) for number in range(n_slots)]
         self._uses = 0
@@ -215,8 +215,8 @@ class KvMemory:
         else:
             self._remember(slot)
         self._settle()
-        if self._max_idle is not None:
-            self.make_room(0, keep_idle=self._max_idle)
+        if self.max_idle_tokens is not None:
+            self.make_room(0, keep_idle=self.max_idle_tokens)
 
     def adopt(self, slot: Slot) -> None:
         """An idle sequence has been filled from elsewhere; it is the one used last."""
@@ -240,7 +240,7 @@ class KvMemory:
             cells: how many are needed.
             keep_idle: also forget until no more than these are held by idle sequences alone.
         """
-        while self._kv_tokens - self.used_tokens() < cells or (
+        while self.kv_tokens - self.used_tokens() < cells or (
             keep_idle is not None and self.used_tokens() - self.pinned_tokens() > keep_idle
         ):
             if not self.evict():

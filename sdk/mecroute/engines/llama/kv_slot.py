@@ -22,7 +22,17 @@ class Slot:
         session: the caller's name for the conversation, or None.
     """
 
-    __slots__ = ("_earlier", "_keys", "_named_length", "_runs", "busy", "id", "last_used", "session", "tokens")
+    __slots__ = (
+        "_earlier",
+        "_keys",
+        "_named_length",
+        "_runs",
+        "busy",
+        "id",
+        "last_used",
+        "session",
+        "tokens",
+    )
 
     def __init__(self, slot_id: int) -> None:
         self.id = slot_id

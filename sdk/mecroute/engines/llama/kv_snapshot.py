@@ -1,6 +1,6 @@
 """A conversation's KV cells as a file: for the disk, and on the way to another node.
 
-    "MECROUTE-KV\\n"  uint32 length of the header  header (JSON)  tokens (int32 each)  state  SHA-256 of it all
+    "MECROUTE-KV\\n"  uint32 length of the header  header (JSON)  tokens (int32)  state  SHA-256 of all that
 
 Numbers are little-endian. The state is llama.cpp's own form, which `kv_state` checks.
 """
@@ -57,7 +57,7 @@ class KvSnapshot:
 
     fit: Fit
     tokens: tuple[int, ...]
-    state: bytes | memoryview
+    state: memoryview
     keys: tuple[str, ...] = ()
     session: str | None = None
 
@@ -161,7 +161,12 @@ def _encode_head(snapshot: KvSnapshot) -> bytes:
         "session": snapshot.session,
     }
     header = json.dumps(facts).encode()
-    return MAGIC + _LENGTH.pack(len(header)) + header + struct.pack(f"<{len(snapshot.tokens)}i", *snapshot.tokens)
+    return (
+        MAGIC
+        + _LENGTH.pack(len(header))
+        + header
+        + struct.pack(f"<{len(snapshot.tokens)}i", *snapshot.tokens)
+    )
 
 
 def _facts(data: bytes, length: int) -> dict[str, Any]:

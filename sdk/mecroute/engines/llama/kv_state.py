@@ -1,8 +1,8 @@
 """The bytes in which llama.cpp hands out a sequence's KV cells, and what they must look like to be taken in.
 
-`llama_state_seq_set_data` checks sizes and types, and ends the process where something else is wrong (a position
-that occurs twice). What comes from outside is therefore compared here, byte by byte, with how this context
-writes a sequence of as many tokens itself; only the numbers in the cells may differ.
+`llama_state_seq_set_data` checks sizes and types, and ends the process where something else is wrong (a
+position that occurs twice). What comes from outside is therefore compared here, byte by byte, with how this
+context writes a sequence of as many tokens itself; only the numbers in the cells may differ.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
-from typing import Any
 
 #: magic, sequence id, streams, cells.
 _HEAD = struct.Struct("<IiII")
@@ -42,7 +41,7 @@ class StateLayout:
     sections: tuple[tuple[bytes, int], ...]
 
     @classmethod
-    def of_one_token(cls, state: bytes) -> StateLayout | None:
+    def of_one_token(cls, state: memoryview) -> StateLayout | None:
         """Read it from the state of a sequence of one token; None if it is of a form not known here.
 
         Models with more to a token than keys and values (M-RoPE positions, a sliding window, a recurrent
@@ -88,11 +87,11 @@ class StateLayout:
         heads = _HEAD.size + _DATA.size + sum(len(head) for head, _ in self.sections)
         return heads + n_tokens * self.bytes_per_token
 
-    def flaw_in(self, state: Any, n_tokens: int) -> str | None:
+    def flaw_in(self, state: memoryview, n_tokens: int) -> str | None:
         """What is wrong with a state of `n_tokens` (≥ 1), or None if this context may take it in.
 
         Args:
-            state: bytes or a view of bytes.
+            state: its bytes.
             n_tokens: how many tokens it is said to be of.
         """
         import numpy as np

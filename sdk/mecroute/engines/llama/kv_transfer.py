@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from mecroute.engines.llama.kv_memory import KvMemory
 from mecroute.engines.llama.kv_slot import Slot
 from mecroute.engines.llama.kv_state import StateLayout
+from mecroute.engines.llama.prefix_ram import PrefixRam, Taken
 from mecroute.errors import (
     InsufficientRoomError,
     InvalidSnapshotError,
@@ -23,22 +24,13 @@ class StateContext(Protocol):
         """See `DecodeContext.decode_one`."""
         ...
 
-    def read_state(self, sequence: int) -> bytes:
+    def read_state(self, sequence: int) -> memoryview:
         """See `DecodeContext.read_state`."""
         ...
 
-    def write_state(self, sequence: int, state: bytes | memoryview) -> bool:
+    def write_state(self, sequence: int, state: memoryview) -> bool:
         """See `DecodeContext.write_state`."""
         ...
-
-
-class Taken(NamedTuple):
-    """A conversation as it lies in memory."""
-
-    tokens: tuple[int, ...]
-    state: bytes
-    keys: tuple[str, ...]
-    session: str | None
 
 
 class KvTransfer:
@@ -47,13 +39,17 @@ class KvTransfer:
     Args:
         context: the memory itself.
         memory: what it holds.
+        ram: what has been taken out of it, and can be named too.
         n_ctx: tokens a conversation may have.
         sharing_any: whether the memory can take over any beginning of a sequence; nothing is moved otherwise.
     """
 
-    def __init__(self, context: StateContext, memory: KvMemory, *, n_ctx: int, sharing_any: bool) -> None:
+    def __init__(
+        self, context: StateContext, memory: KvMemory, ram: PrefixRam, *, n_ctx: int, sharing_any: bool
+    ) -> None:
         self._context = context
         self._memory = memory
+        self._ram = ram
         self._n_ctx = n_ctx
         self._movable = sharing_any
         self._layout: StateLayout | None = None
@@ -103,6 +99,8 @@ class KvTransfer:
         named = [slot for slot in slots if slot.session == name]
         named = named or [slot for slot in slots if slot.resident_keys[-1:] == (name,)]
         named = named or [slot for slot in slots if name in slot.resident_keys]
+        if not named and (held := self._held(name)) is not None:
+            return held
         if not named:
             raise SessionNotFoundError(
                 f"no conversation '{name}' is in memory",
@@ -115,10 +113,21 @@ class KvTransfer:
             )
         return self.take(idle[0])
 
+    def _held(self, name: str) -> Taken | None:
+        held = self._ram.held()
+        for fits in (
+            lambda taken: taken.session == name,
+            lambda taken: taken.keys[-1:] == (name,),
+            lambda taken: name in taken.keys,
+        ):
+            for taken in filter(fits, held):
+                return taken
+        return None
+
     def put(
         self,
         tokens: Sequence[int],
-        state: bytes | memoryview,
+        state: memoryview,
         *,
         keys: tuple[str, ...],
         session: str | None,

@@ -10,7 +10,6 @@ from itertools import takewhile
 from typing import TypeVar
 
 from mecroute.engines.llama.admission import AnswerLength, Rates, Work, check_deadline
-from mecroute.engines.llama.awaiting import Awaiting
 from mecroute.engines.llama.batch import Batch
 from mecroute.engines.llama.choosing import TokenChooser
 from mecroute.engines.llama.context import DecodeContext
@@ -18,11 +17,11 @@ from mecroute.engines.llama.errands import Errands
 from mecroute.engines.llama.gaps import GapHistogram
 from mecroute.engines.llama.generation import Generation, GenerationRequest, wake
 from mecroute.engines.llama.grammar import Grammar
-from mecroute.engines.llama.kv_memory import KvMemory, Resident
+from mecroute.engines.llama.kv_memory import Resident
 from mecroute.engines.llama.model import LlamaModel
-from mecroute.engines.llama.prefill import left_of_prompt
 from mecroute.engines.llama.rates import Rate
 from mecroute.engines.llama.request_queue import FairQueue
+from mecroute.engines.llama.residency import Residency
 from mecroute.engines.llama.sampling import Sampler
 from mecroute.engines.llama.sequence import PREFILLING, Sequence
 from mecroute.engines.llama.stats import EngineStats
@@ -38,8 +37,6 @@ from mecroute.errors import (
 
 #: Steps with fewer prompt tokens than this say little about how fast prompts are computed.
 MEASURABLE_PREFILL_ROWS = 16
-#: Cells that a sequence which generates may need for a step.
-MAX_DECODE_ROWS = 8
 #: Retry-After before any request has been completed.
 UNMEASURED_RETRY_S = 1.0
 
@@ -56,8 +53,7 @@ class Scheduler:
         name: names the engine in errors.
         n_ctx: tokens a request may have, prompt and answer together.
         n_parallel: requests that run at a time.
-        memory: what the context's KV cells hold; used by this alone from now on.
-        kv_tokens: KV cells of the context.
+        residency: what the context's KV cells hold; used by this alone from now on.
         max_queue: requests that may wait.
 
     Thread-safe.
@@ -67,12 +63,11 @@ class Scheduler:
         self,
         model: LlamaModel,
         context: DecodeContext,
-        memory: KvMemory,
+        residency: Residency,
         *,
         name: str,
         n_ctx: int,
         n_parallel: int,
-        kv_tokens: int,
         max_queue: int,
     ) -> None:
         self._model = model
@@ -80,11 +75,10 @@ class Scheduler:
         self._name = name
         self._n_ctx = n_ctx
         self._n_parallel = n_parallel
-        self._kv_tokens = kv_tokens
         self._max_queue = max_queue
-        self._memory = memory
+        self._residency = residency
+        self._memory = residency.memory
         self._running: list[Sequence] = []
-        self._awaiting: list[Awaiting] = []
         self._queue = FairQueue()
         self._errands = Errands()
         self._answer_length = AnswerLength()
@@ -177,7 +171,7 @@ class Scheduler:
                 left_s=deadline_at - time.perf_counter(),
                 running=[
                     *(self._work_left(sequence) for sequence in self._running),
-                    *(self._work_of(awaiting.generation) for awaiting in self._awaiting),
+                    *(self._work_of(other) for other in self._residency.waiting),
                 ],
                 ahead=[self._work_of(other) for other in ahead],
                 slots=self._n_parallel,
@@ -186,13 +180,11 @@ class Scheduler:
 
     def _work_of(self, generation: Generation) -> Work:
         # The engine's thread may be adding to a slot's tokens meanwhile: the estimate is a token older then.
-        match = self._memory.find(generation.request.prompt)
-        cached = match.coming if match.is_worth_waiting else match.length
-        prefill = len(generation.request.prompt) - cached
+        prefill = self._residency.left_to_compute(generation.request.prompt)
         return Work(prefill, self._answer_length.expected(generation.max_tokens))
 
     def _in_slots(self) -> int:
-        return len(self._running) + len(self._awaiting)
+        return len(self._running) + len(self._residency.waiting)
 
     def _work_left(self, sequence: Sequence) -> Work:
         prefill = len(sequence.prompt) - len(sequence.slot.tokens)
@@ -220,13 +212,17 @@ class Scheduler:
                 n_parallel=self._n_parallel,
                 kv_used_tokens=used,
                 kv_cached_tokens=used - self._memory.pinned_tokens(),
-                kv_total_tokens=self._kv_tokens,
+                kv_total_tokens=self._memory.kv_tokens,
                 prefill_tokens_per_s=self._prefill_rate.per_s,
                 decode_tokens_per_s=self._decode_rate.per_s,
                 tokens_total=self._tokens_total,
                 prompt_tokens_total=self._prompt_tokens_total,
                 prefix_hit_tokens=self._prefix_hit_tokens,
                 prefix_evictions=self._memory.evictions,
+                prefix_recalls=self._residency.spill.recalls,
+                prefix_ram_bytes=self._residency.spill.ram_bytes,
+                disk_hits=self._residency.spill.disk_hits,
+                disk_hit_tokens=self._residency.spill.disk_hit_tokens,
                 retry_after_s=self._retry_after_s() if full else 0.0,
                 decode_steps_total=self._decode_steps_total,
                 decoded_rows_total=self._decoded_rows_total,
@@ -242,10 +238,15 @@ class Scheduler:
             self._changed.notify()
         return future
 
+    def look_again(self) -> None:
+        """Something that a waiting request waits for may have happened."""
+        with self._changed:
+            self._changed.notify()
+
     def residents(self) -> list[Resident]:
         """The conversations in memory, the one used last first."""
         with self._changed:
-            return self._memory.residents()
+            return self._residency.residents()
 
     def _retry_after_s(self) -> float:
         """How long until one of the requests ends and makes a place free, at the measured rate."""
@@ -277,8 +278,12 @@ class Scheduler:
 
     def _run(self) -> None:
         try:
+            with self._changed:
+                self._residency.spill.prepare()
             while self._wait_for_work():
                 self._step()
+            with self._changed:
+                self._residency.spill.keep_all()
         finally:
             # Also when a step raised: nobody may wait for an answer that will not come.
             with self._changed:
@@ -288,8 +293,7 @@ class Scheduler:
                 for sequence in self._running:
                     sequence.close()
                 self._running.clear()
-                left += [awaiting.generation for awaiting in self._awaiting]
-                self._awaiting.clear()
+                left += self._residency.abandon()
                 while self._queue.peek() is not None:
                     left.append(self._queue.pop())
             for generation in left:
@@ -304,23 +308,18 @@ class Scheduler:
                     return False
                 for sequence in [s for s in self._running if s.generation.cancelled]:
                     self._release(sequence)
-                self._awaiting = [one for one in self._awaiting if not one.generation.cancelled]
+                self._residency.drop_cancelled()
                 self._errands.do()
                 self._expire()
                 self._admit()
                 if self._running:
-                    self._memory.make_room(self._rows_ahead())
+                    self._residency.make_room(self._running, self._context.n_batch)
                     return True
-                self._changed.wait()
+                self._changed.wait(self._residency.patience_s)
 
     def _expire(self) -> None:
         now = time.perf_counter()
-        late = self._queue.expire(now)
-        for awaiting in list(self._awaiting):
-            deadline_at = awaiting.generation.request.submitter.deadline_at
-            if deadline_at is not None and deadline_at <= now:
-                self._awaiting.remove(awaiting)
-                late.append(awaiting.generation)
+        late = self._queue.expire(now) + self._residency.expire(now)
         for generation in late:
             error = "the deadline passed while the request waited for other requests"
             generation.fail(DeadlineExceededError(f"{self._name}: {error}", hint="allow more time"))
@@ -328,40 +327,20 @@ class Scheduler:
             wake(late)
 
     def _admit(self) -> None:
-        for awaiting in self._awaiting[:]:
-            if awaiting.is_over:
-                self._awaiting.remove(awaiting)
-                self._begin(awaiting.generation)
+        speed = self._prefill_rate.per_s
+        for resumed in self._residency.resume(prefill_tokens_per_s=speed):
+            self._start(resumed)
         while (generation := self._queue.peek()) is not None and self._in_slots() < self._n_parallel:
-            if not self._fits(generation):
+            if not self._residency.fits(generation, self._running):
                 return
             self._queue.pop()
-            self._begin(generation)
-
-    def _fits(self, generation: Generation) -> bool:
-        """Whether the room it may come to need is not promised to others; caches give way."""
-        match = self._memory.find(generation.request.prompt)
-        needed = len(generation.request.prompt) + generation.max_tokens
-        if match.source is not None and match.source.busy:
-            needed -= match.length
-        for sequence in self._running:
-            needed += sequence.room - len(sequence.slot.tokens)
-        for awaiting in self._awaiting:
-            needed += len(awaiting.generation.request.prompt) + awaiting.generation.max_tokens
-        return self._memory.pinned_tokens() + needed <= self._kv_tokens
-
-    def _begin(self, generation: Generation) -> None:
-        """Start it, or let it wait for what another one is computing of its prompt."""
-        match = self._memory.find(generation.request.prompt)
-        if match.awaited is not None and match.is_worth_waiting:
-            self._awaiting.append(Awaiting(generation, match.awaited, match.coming))
-        else:
-            self._start(generation)
+            if self._residency.may_start(generation, prefill_tokens_per_s=speed):
+                self._start(generation)
 
     def _start(self, generation: Generation) -> None:
         request = generation.request
         prompt = list(request.prompt)
-        slot = self._memory.place(prompt, request.prefix_keys, request.session)
+        slot = self._residency.place(generation)
         cached = len(slot.tokens)
         self._running.append(
             Sequence(
@@ -380,14 +359,6 @@ class Scheduler:
         )
         self._prompt_tokens_total += len(prompt)
         self._prefix_hit_tokens += cached
-
-    def _rows_ahead(self) -> int:
-        """Cells that the next step may need, at most."""
-        wanted = 0
-        for sequence in self._running:
-            decodes = sequence.next_token != PREFILLING
-            wanted += MAX_DECODE_ROWS if decodes else left_of_prompt(sequence)
-        return min(wanted, self._context.n_batch)
 
     def _release(self, sequence: Sequence) -> None:
         self._running.remove(sequence)

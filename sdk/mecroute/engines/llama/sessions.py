@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mecroute.engines.llama.kv_snapshot import Fit, KvSnapshot, decode
+from mecroute.engines.llama.kv_state import StateLayout
 from mecroute.engines.llama.kv_transfer import KvTransfer
 from mecroute.errors import InvalidSnapshotError, SessionConflictError
 
@@ -81,8 +82,12 @@ class Sessions:
         Raises:
             SessionConflictError: this model's conversations cannot be moved.
         """
+        return self.fit_and_layout()[0]
+
+    def fit_and_layout(self) -> tuple[Fit, StateLayout]:
+        """The same, and how their state looks."""
         layout = self._do(self._transfer.layout)
-        return Fit(self._file.digest(), llama_build(), layout.fingerprint)
+        return Fit(self._file.digest(), llama_build(), layout.fingerprint), layout
 
     def export(self, name: str) -> KvSnapshot:
         """A copy of the conversation of that name, which stays where it is.
@@ -112,7 +117,7 @@ class Sessions:
             SessionConflictError: it comes from another model, build or configuration.
             InsufficientRoomError: it does not fit.
         """
-        snapshot, fit = decode(data), self.fit()
+        snapshot, (fit, layout) = decode(data), self.fit_and_layout()
         for what, theirs, ours in (
             ("model file", snapshot.fit.model, fit.model),
             ("build of llama.cpp", snapshot.fit.build, fit.build),
@@ -125,7 +130,6 @@ class Sessions:
                 )
         if min(snapshot.tokens) < 0 or max(snapshot.tokens) >= self._n_vocab:
             raise InvalidSnapshotError(f"a token is outside the vocabulary of {self._n_vocab}")
-        layout = self._do(self._transfer.layout)
         if (flaw := layout.flaw_in(snapshot.state, len(snapshot.tokens))) is not None:
             raise InvalidSnapshotError(f"the snapshot's state is not one of this model: {flaw}")
         self._do(

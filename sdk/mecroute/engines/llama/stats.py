@@ -24,6 +24,10 @@ class EngineStats:
         prompt_tokens_total: prompt tokens since the start, cached or not.
         prefix_hit_tokens: prompt tokens since the start that were not computed again.
         prefix_evictions: times that something was forgotten for its room since the start.
+        prefix_recalls: times that a conversation came back from memory beside the KV memory since the start.
+        prefix_ram_bytes: what is held there.
+        disk_hits: times that a conversation came back from the disk since the start.
+        disk_hit_tokens: its tokens, each time.
         decode_steps_total: steps since the start in which answers grew.
         decoded_rows_total: tokens that these steps decoded, one of each running answer: divided by the steps
             and by `n_parallel`, how full batches are.
@@ -43,6 +47,10 @@ class EngineStats:
     prompt_tokens_total: int
     prefix_hit_tokens: int
     prefix_evictions: int
+    prefix_recalls: int
+    prefix_ram_bytes: int
+    disk_hits: int
+    disk_hit_tokens: int
     retry_after_s: float
     decode_steps_total: int = 0
     decoded_rows_total: int = 0
@@ -50,5 +58,5 @@ class EngineStats:
 
     @property
     def prefix_hit_rate(self) -> float | None:
-        """Share of the prompt tokens since the start that were not computed again; None before there are any."""
+        """Share of the prompt tokens that were not computed again; None before there are any."""
         return self.prefix_hit_tokens / self.prompt_tokens_total if self.prompt_tokens_total else None

@@ -98,9 +98,7 @@ def parse_chat(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRe
     limit = _integer(fields, "max_completion_tokens", 1, None)
     if limit is None:
         limit = _integer(fields, "max_tokens", 1, None)
-    request = _request(
-        fields, prompt, limit or engine.n_ctx, _chat_logprobs(fields), constraint, tools.names
-    )
+    request = _request(fields, prompt, limit or engine.n_ctx, _chat_logprobs(fields), constraint, tools.names)
     # The very messages that were sent: clients name conversations by them too.
     return replace(request, prefix_keys=tuple(prefix_keys(fields["messages"], tools=fields.get("tools"))))
 
