@@ -338,6 +338,8 @@ def _open_engine(ref: str, path: Path, settings: ServerSettings) -> LlamaEngine:
         n_gpu_layers=settings.gpu_layers,
         max_queue=settings.max_queue,
         name=ref,
+        speculation=settings.speculation,
+        draft_model=settings.draft_model,
     )
     try:
         engine.warm_up()

@@ -10,6 +10,7 @@ from typing import Any
 
 from mecroute.device.hardware import default_threads
 from mecroute.engines.llama.context import DecodeContext
+from mecroute.engines.llama.draft_model import DraftModel
 from mecroute.engines.llama.embedding import Embedder
 from mecroute.engines.llama.generation import (
     FinishReason,
@@ -22,6 +23,12 @@ from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.sampling import GREEDY, SamplingParams
 from mecroute.engines.llama.scheduler import Scheduler
+from mecroute.engines.llama.speculation import (
+    MAX_DRAFT_ROWS,
+    Speculation,
+    Speculator,
+    check_speculation,
+)
 from mecroute.engines.llama.stats import EngineStats
 from mecroute.errors import InvalidRequestError, TierUnreachableError
 
@@ -57,9 +64,14 @@ class LlamaEngine:
         name: names the model in errors and answers; the file's stem if None.
         kv_tokens: room of the KV memory that all requests share; None: `n_ctx * n_parallel`, which always
             suffices. With less, requests wait until what they may come to need is free.
+        speculation: guess tokens ahead and verify several in one step, where that is measured to pay:
+            `prompt-lookup` guesses that what the prompt or the answer said goes on as it did there, `draft`
+            asks a small model. Nothing is guessed with a model whose memory cannot take tokens back.
+        draft_model: the small model's file, for `draft`; its vocabulary must be the model's.
 
     Raises:
-        InvalidModelFileError: the file cannot be loaded, or not with this context.
+        InvalidModelFileError: the file cannot be loaded, or not with this context; or the draft model's.
+        ConfigError: `draft` without a draft model, or a draft model without `draft`.
         MissingExtraError: the `device` extra is not installed.
 
     Thread-safe. Use it as a context manager, or call `close`; an engine that is garbage or still open at
@@ -77,7 +89,10 @@ class LlamaEngine:
         max_queue: int = 64,
         name: str | None = None,
         kv_tokens: int | None = None,
+        speculation: Speculation = "off",
+        draft_model: Path | None = None,
     ) -> None:
+        check_speculation(speculation, draft_model)
         path = Path(path)
         self.name = name or path.stem
         self.n_parallel = n_parallel
@@ -86,16 +101,33 @@ class LlamaEngine:
         self.facts = self._model.facts
         self.n_ctx = min(n_ctx, self._model.n_ctx_train or n_ctx)
         room = max(self.n_ctx, kv_tokens) if kv_tokens else self.n_ctx * n_parallel
+        speculates = speculation != "off" and self._model.can_drop_suffix
+        speculator: Speculator | None = None
         try:
+            if speculates:
+                drafter = None
+                if draft_model is not None:
+                    drafter = DraftModel(
+                        Path(draft_model),
+                        target=self._model,
+                        n_ctx=self.n_ctx,
+                        kv_tokens=room,
+                        n_sequences=n_parallel,
+                        n_threads=self.n_threads,
+                        n_gpu_layers=n_gpu_layers,
+                    )
+                speculator = Speculator(drafter)
             context = DecodeContext(
                 self._model,
                 n_ctx=room,
                 n_seq_max=n_parallel,
-                n_batch=max(N_BATCH, n_parallel),
-                n_outputs=n_parallel,
+                n_batch=max(N_BATCH, n_parallel + MAX_DRAFT_ROWS),
+                n_outputs=n_parallel + (MAX_DRAFT_ROWS if speculates else 0),
                 n_threads=self.n_threads,
             )
         except BaseException:
+            if speculator is not None:
+                speculator.close()
             self._model.close()
             raise
         self._scheduler = Scheduler(
@@ -106,6 +138,7 @@ class LlamaEngine:
             n_parallel=n_parallel,
             kv_tokens=room,
             max_queue=max_queue,
+            speculator=speculator,
         )
         self._embedders: list[Embedder] = []
         self._lock = threading.Lock()

@@ -50,6 +50,9 @@ class LlamaModel:
         self.can_share_prefix = not (
             lib.llama_model_is_recurrent(self.handle) or lib.llama_model_is_hybrid(self.handle)
         )
+        #: Whether a sequence's last tokens can be taken back. A sliding window may have dropped what the
+        #: window of an earlier token would need.
+        self.can_drop_suffix = self.can_share_prefix and lib.llama_model_n_swa(self.handle) == 0
         bos, eos = int(lib.llama_vocab_bos(self.vocab)), int(lib.llama_vocab_eos(self.vocab))
         self.bos_token = bos if bos >= 0 else None
         try:

@@ -21,6 +21,8 @@ class EngineStats:
         prompt_tokens_total: prompt tokens since the start, cached or not.
         prefix_hit_tokens: prompt tokens since the start that were not computed again.
         retry_after_s: when a request refused now is worth repeating; 0 if it would be accepted.
+        drafted_tokens: tokens guessed ahead and verified since the start; 0 without speculation.
+        accepted_tokens: those of them that were right, each of which saved a step.
     """
 
     running: int
@@ -34,3 +36,5 @@ class EngineStats:
     prompt_tokens_total: int
     prefix_hit_tokens: int
     retry_after_s: float
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
