@@ -68,6 +68,8 @@ def _open_llama(ref: str, path: Path, settings: ServerSettings) -> LlamaEngine:
         name=ref,
         prefix_ram_bytes=settings.prefix_cache_memory_bytes,
         prefix_disk=settings.prefix_disk,
+        speculation=settings.speculation,
+        draft_model=settings.draft_model,
     )
 
 

@@ -11,9 +11,10 @@ from mecroute.engines.llama.kv_slot import Slot
 from mecroute.engines.llama.kv_spill import KvSpill
 from mecroute.engines.llama.prefill import left_of_prompt
 from mecroute.engines.llama.sequence import PREFILLING, Sequence
+from mecroute.engines.llama.speculation import MAX_DRAFT_TOKENS
 
 #: Cells that a sequence which generates may need for a step.
-_MAX_DECODE_ROWS = 8
+_MAX_DECODE_ROWS = 1 + MAX_DRAFT_TOKENS
 
 
 class Residency:

@@ -33,6 +33,8 @@ class EngineStats:
             and by `n_parallel`, how full batches are.
         gaps: between two tokens of an answer, since the start.
         retry_after_s: when a request refused now is worth repeating; 0 if it would be accepted.
+        drafted_tokens: tokens guessed ahead and verified since the start; 0 without speculation.
+        accepted_tokens: those of them that were right, each of which saved a step.
     """
 
     running: int
@@ -55,6 +57,8 @@ class EngineStats:
     decode_steps_total: int = 0
     decoded_rows_total: int = 0
     gaps: GapCounts = field(default_factory=GapCounts)
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def prefix_hit_rate(self) -> float | None:
