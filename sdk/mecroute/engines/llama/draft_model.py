@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mecroute.engines.llama.context import DecodeContext
 from mecroute.engines.llama.model import LlamaModel
-from mecroute.engines.llama.prefix import common_prefix
+from mecroute.engines.llama.radix import common_prefix
 from mecroute.engines.llama.sampling import GREEDY, Sampler
 from mecroute.errors import InvalidModelFileError
 
@@ -96,7 +96,7 @@ class DraftModel:
             if len(tokens) + count > self._n_ctx:
                 continue
             held = self._held[sequence]
-            same = common_prefix(held, tokens, limit=len(tokens) - 1)
+            same = min(common_prefix(held, tokens), len(tokens) - 1)
             if same < len(held):
                 context.keep_prefix(sequence, same)
                 del held[same:]
