@@ -146,7 +146,7 @@ async def lend(request: Request, node: Node, body: Mapping[str, Any]) -> Lease:
         raise InvalidRequestError(
             "'model' is missing: which model is asked?", hint=f"this node serves: {ready}"
         )
-    lease = await node.pool.acquire(name)
+    lease = await node.pool.acquire(name, getattr(request.state, "keep_alive_s", None))
     request.state.model = lease.ref
     return lease
 

@@ -217,6 +217,9 @@ class ModelSlot:
     #: Asks the thread that works for this slot to stop at its next progress report.
     cancelled: bool = False
 
+    def __post_init__(self) -> None:
+        self.settled.set()
+
     @property
     def is_onnx(self) -> bool:
         """Whether it is an ONNX model; False also while nobody knows."""

@@ -171,7 +171,8 @@ class ResourceAgent:
         for watch in self._watches:
             node = watch.node
             away = not _is_loopback(node.url)
-            models = [m for m in watch.report.models if m.state == "ready"] if watch.report else []
+            reported = watch.report.models if watch.report else ()
+            models = [m for m in reported if m.state == "ready" or m.on_demand]
             if not models:
                 problem = watch.problem or "no model is ready there"
                 yield TargetState(
@@ -210,6 +211,7 @@ class ResourceAgent:
             decode_tokens_per_s=decode,
             speed_source=source,
             round_trip_ms=watch.round_trip_ms or 0.0,
+            ready_in_ms=_ready_in_ms(model),
             running=model.running,
             queued=model.queued,
             parallel=model.parallel or 1,
@@ -238,6 +240,14 @@ class ResourceAgent:
             reached_over_network=not _is_loopback(cloud.base_url),
             unavailable=missing or self._monitor.resting(target.id),
         )
+
+
+def _ready_in_ms(model: ModelReport) -> float:
+    """How long a node takes until a model can begin: what its last load took, else what its size says."""
+    if model.state == "ready":
+        return 0.0
+    load_s = (model.size_bytes or 0) / _LOAD_BYTES_PER_S if model.load_s is None else model.load_s
+    return load_s * 1000
 
 
 def _is_loopback(url: str) -> bool:

@@ -119,6 +119,12 @@ class ServerConfig(_Table):
     context: int = Field(default=4096, ge=64, le=1_000_000, description="tokens per sequence")
     parallel: int = Field(default=8, ge=1, le=256, description="sequences decoded at once")
     gpu_layers: int = Field(default=0, ge=-1)
+    memory_budget_bytes: int | None = Field(default=None, ge=1, description="RAM of all models together")
+    vram_budget_bytes: int | None = Field(default=None, ge=0, description="GPU memory of all models together")
+    pinned: tuple[str, ...] = Field(default=(), description="models that stay in memory")
+    keep_alive_s: float | None = Field(default=None, ge=0, description="of a model that nobody asks")
+    load_wait_s: float = Field(default=60, ge=0, le=86_400, description="for a model that is being loaded")
+    state_path: Path | None = Field(default=None, description="remembers what was deployed and pinned")
     max_queue: int = Field(default=64, ge=0, le=100_000)
     max_body_bytes: int = Field(default=8_000_000, ge=1024)
     api_key: SecretStr | None = Field(default=None, description="a key that may do everything")
@@ -142,9 +148,9 @@ class ServerConfig(_Table):
     write_timeout_s: float = Field(default=60, gt=0, le=86_400, description="of a client that takes nothing")
     request_timeout_s: float = Field(default=600, gt=0, le=86_400, description="for a whole answer")
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "pinned", mode="before")
     @classmethod
-    def _origins_of_a_variable(cls, value: object) -> object:
+    def _list_of_a_variable(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
 
     @model_validator(mode="after")
