@@ -17,7 +17,7 @@ from mecroute_server.keys import KeyFile
 from mecroute_server.limits import RateLimiter
 from mecroute_server.node import Node
 from mecroute_server.openapi import describe
-from mecroute_server.routes import admin, anthropic, health, kserve, ollama, openai
+from mecroute_server.routes import admin, anthropic, health, kserve, ollama, openai, scoring
 from mecroute_server.settings import ServerSettings
 
 
@@ -52,6 +52,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         openai.router,
         anthropic.router,
         ollama.router,
+        scoring.router,
         kserve.router,
         admin.router,
         health.router,

@@ -234,8 +234,10 @@ class ModelSlot:
             return self.model.tasks
         if not self.is_onnx:
             return ("chat", "completion", "embed")
-        embeds = self.loaded is not None and getattr(self.loaded.engine, "encoder", None) is not None
-        return ("embed", "infer") if embeds else ("infer",)
+        engine = self.loaded.engine if self.loaded is not None else None
+        if getattr(engine, "encoder", None) is not None:
+            return ("embed", "infer")
+        return ("classify", "infer") if getattr(engine, "classifier", None) is not None else ("infer",)
 
     @property
     def name(self) -> str:

@@ -26,7 +26,7 @@ from mecroute_server.slot import ModelSlot
 
 router = APIRouter(prefix="/api")
 
-_EMBED = frozenset({"model", "input", "truncate", "options", "keep_alive"})
+_EMBED = frozenset({"model", "input", "truncate", "options", "keep_alive", "dimensions"})
 
 
 def _streams(body: Mapping[str, Any]) -> bool:
@@ -66,13 +66,16 @@ async def generate_(request: Request, node: CurrentNode) -> Response:
 async def embed(request: Request, node: CurrentNode) -> Response:
     """One vector per text. A text that is too long is refused, never cut off."""
     body = await _read(request, node)
-    fields = known_fields(body, _EMBED, {"dimensions": (0,)})
-    texts, _ = openai.parse_embeddings({"input": fields.get("input")})
+    fields = known_fields(body, _EMBED, {})
+    given = fields.get("input")
+    if not isinstance(given, str) and not (isinstance(given, list) and all(type(x) is str for x in given)):
+        raise InvalidRequestError("'input' must be a text or a list of texts")
+    asked = openai.parse_embeddings({"input": given, "dimensions": fields.get("dimensions") or None})
     started_at = time.perf_counter()
     lease = await lend(request, node, body)
     lent_at = time.perf_counter()
     try:
-        vectors, tokens = await unless_caller_leaves(request, node.embeddings.embed(lease, texts))
+        vectors, tokens = await unless_caller_leaves(request, node.embeddings.embed(lease, asked.inputs))
     except CallerLeftError:
         node.metrics.record_cancelled(lease.ref)
         return Response(status_code=499)
@@ -80,7 +83,7 @@ async def embed(request: Request, node: CurrentNode) -> Response:
     return JSONResponse(
         {
             "model": lease.ref,
-            "embeddings": vectors,
+            "embeddings": openai.shortened(vectors, asked.dimensions, lease.ref),
             "total_duration": int((time.perf_counter() - started_at) * 1e9),
             "load_duration": int((lent_at - started_at) * 1e9),
             "prompt_eval_count": tokens,

@@ -78,14 +78,15 @@ async def embeddings(request: Request, node: CurrentNode) -> Response:
     body = await read_json_object(request, node.settings.max_body_bytes)
     if isinstance(body.get("model"), str) and await node.pool.serves_onnx(body["model"]):
         return await answer_embeddings(request, node, body)
-    texts, as_base64 = shapes.parse_embeddings(body)
+    asked = shapes.parse_embeddings(body)
     lease = await lend(request, node, body)
     try:
-        vectors, tokens = await unless_caller_leaves(request, node.embeddings.embed(lease, texts))
+        vectors, tokens = await unless_caller_leaves(request, node.embeddings.embed(lease, asked.inputs))
     except CallerLeftError:
         node.metrics.record_cancelled(lease.ref)
         return Response(status_code=499)
-    answer = shapes.embeddings_response(vectors, tokens=tokens, model=lease.ref, as_base64=as_base64)
+    vectors = shapes.shortened(vectors, asked.dimensions, lease.ref)
+    answer = shapes.embeddings_response(vectors, tokens=tokens, model=lease.ref, as_base64=asked.as_base64)
     node.metrics.record_embedding(lease.ref, tokens)
     return JSONResponse(answer)
 

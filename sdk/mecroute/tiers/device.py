@@ -54,10 +54,11 @@ class DeviceTier:
 
         engine = await self._engine(call.target)
         if call.task == "embed":
-            texts, as_base64 = openai.parse_embeddings(call.body)
-            vectors, tokens = await asyncio.to_thread(engine.embed, texts)
+            asked = openai.parse_embeddings(call.body)
+            vectors, tokens = await asyncio.to_thread(engine.embed, asked.inputs)
+            vectors = openai.shortened(vectors, asked.dimensions, call.target.model)
             return openai.embeddings_response(
-                vectors, tokens=tokens, model=call.target.model, as_base64=as_base64
+                vectors, tokens=tokens, model=call.target.model, as_base64=asked.as_base64
             )
         if call.task == "completion":
             generation = engine.submit(openai.parse_completion(call.body, engine))

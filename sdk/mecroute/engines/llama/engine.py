@@ -191,17 +191,18 @@ class LlamaEngine:
                 Grammar(self._model, request.constraint).close()
         return self._scheduler.submit(request)
 
-    def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
+    def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[list[list[float]], int]:
         """Embed texts: the mean of the last hidden states over a text's tokens, at unit length.
 
         Args:
-            texts: each 1 to min(n_ctx, 2048) tokens.
+            texts: texts, or token ids of texts; each 1 to min(n_ctx, 2048) tokens.
 
         Returns:
             float32 values [len(texts), embedding_length], and the number of tokens in all texts.
 
         Raises:
             ContextLengthError: a text is too long.
+            InvalidRequestError: a token is not in the vocabulary.
             TierUnreachableError: the engine is closed.
         """
         with self._lock:
