@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mecroute.engines.llama.gpu import GpuOptions, SplitMode
 from mecroute.errors import ConfigError
 from mecroute_registry.facts import parse_ref
 from mecroute_server.tls import Tls
@@ -42,6 +43,8 @@ class ServerSettings:
         context: tokens per sequence, >= 64; a model trained for fewer gets what it was trained for.
         parallel: sequences decoded at once, 1..256.
         gpu_layers: layers on the GPU; -1 is all of them.
+        main_gpu, split_mode, tensor_split, gpu_devices: which GPUs, and in which parts; see
+            `mecroute.engines.llama.gpu.GpuOptions`.
         memory_budget_bytes: RAM that models may take together, >= 1; default: three quarters of what the
             machine or its container has.
         vram_budget_bytes: the same of GPU memory, >= 0; default: no bound.
@@ -87,6 +90,10 @@ class ServerSettings:
     context: int = 4096
     parallel: int = 8
     gpu_layers: int = 0
+    main_gpu: int = 0
+    split_mode: SplitMode | None = None
+    tensor_split: tuple[float, ...] = ()
+    gpu_devices: tuple[str, ...] = ()
     memory_budget_bytes: int | None = None
     vram_budget_bytes: int | None = None
     pinned: tuple[str, ...] = ()
@@ -128,6 +135,7 @@ class ServerSettings:
             ("load_wait_s", self.load_wait_s, 0, 86_400),
             ("shutdown_grace_s", self.shutdown_grace_s, 1, 86_400),
         )
+        GpuOptions(self.main_gpu, self.split_mode, self.tensor_split, self.gpu_devices)
         for name, value, low, high in bounds:
             if not low <= value <= high:
                 raise ConfigError(f"server {name} must be between {low} and {high}, not {value}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -119,6 +119,10 @@ class ServerConfig(_Table):
     context: int = Field(default=4096, ge=64, le=1_000_000, description="tokens per sequence")
     parallel: int = Field(default=8, ge=1, le=256, description="sequences decoded at once")
     gpu_layers: int = Field(default=0, ge=-1)
+    main_gpu: int = Field(default=0, ge=0, description="the one under split_mode none")
+    split_mode: Literal["none", "layer", "row"] | None = Field(default=None, description="over several GPUs")
+    tensor_split: tuple[float, ...] = Field(default=(), description="the share of each GPU")
+    gpu_devices: tuple[str, ...] = Field(default=(), description="names of the GPUs to use; default: all")
     memory_budget_bytes: int | None = Field(default=None, ge=1, description="RAM of all models together")
     vram_budget_bytes: int | None = Field(default=None, ge=0, description="GPU memory of all models together")
     pinned: tuple[str, ...] = Field(default=(), description="models that stay in memory")
@@ -148,7 +152,7 @@ class ServerConfig(_Table):
     write_timeout_s: float = Field(default=60, gt=0, le=86_400, description="of a client that takes nothing")
     request_timeout_s: float = Field(default=600, gt=0, le=86_400, description="for a whole answer")
 
-    @field_validator("cors_origins", "pinned", mode="before")
+    @field_validator("cors_origins", "pinned", "tensor_split", "gpu_devices", mode="before")
     @classmethod
     def _list_of_a_variable(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value

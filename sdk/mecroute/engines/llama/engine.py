@@ -18,6 +18,7 @@ from mecroute.engines.llama.generation import (
     GenerationRequest,
     Usage,
 )
+from mecroute.engines.llama.gpu import GpuOptions
 from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.sampling import GREEDY, SamplingParams
@@ -53,6 +54,7 @@ class LlamaEngine:
         n_threads: CPU threads at most; None takes the cores this process may use. While other processes
             need the cores, fewer are used.
         n_gpu_layers: layers to put on a GPU; 0 none, negative all.
+        gpu: on which of them, and in which parts.
         max_queue: ≥ 0; requests that may wait for a slot.
         name: names the model in errors and answers; the file's stem if None.
         kv_tokens: room of the KV memory that all requests share; None: `n_ctx * n_parallel`, which always
@@ -60,6 +62,7 @@ class LlamaEngine:
 
     Raises:
         InvalidModelFileError: the file cannot be loaded, or not with this context.
+        ConfigError: there is no such GPU.
         MissingExtraError: the `device` extra is not installed.
 
     Thread-safe. Use it as a context manager, or call `close`; an engine that is garbage or still open at
@@ -74,6 +77,7 @@ class LlamaEngine:
         n_parallel: int = 1,
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
+        gpu: GpuOptions | None = None,
         max_queue: int = 64,
         name: str | None = None,
         kv_tokens: int | None = None,
@@ -82,7 +86,7 @@ class LlamaEngine:
         self.name = name or path.stem
         self.n_parallel = n_parallel
         self.n_threads = n_threads or default_threads()
-        self._model = LlamaModel(path, n_gpu_layers=n_gpu_layers)
+        self._model = LlamaModel(path, n_gpu_layers=n_gpu_layers, gpu=gpu)
         self.facts = self._model.facts
         self.n_ctx = min(n_ctx, self._model.n_ctx_train or n_ctx)
         room = max(self.n_ctx, kv_tokens) if kv_tokens else self.n_ctx * n_parallel
