@@ -95,7 +95,10 @@ async def generate(request: Request, node: Node, endpoint: Endpoint, body: Mappi
     with ExitStack() as held:
         held.callback(lease.release)
         streams = endpoint.wants_stream(body)
-        generation = lease.engine.submit(await parse_off_loop(endpoint.parse, body, lease.engine))
+        asked = await parse_off_loop(endpoint.parse, body, lease.engine)
+        if asked.adapters:
+            await asyncio.to_thread(lease.engine.prepare, asked)
+        generation = lease.engine.submit(asked)
         held.callback(generation.cancel)
         answer_id = f"{endpoint.id_prefix}{request.state.request_id.removeprefix('req-')}"
         reply = Reply(id=answer_id, model=lease.ref, body=body, load_s=load_s)

@@ -108,6 +108,7 @@ class Node:
             "vram_budget_bytes": budget.vram_bytes,
             "vram_resident_bytes": budget.resident.vram_bytes,
             "gpu_backend": self._gpu_backend,
+            "adapters": list(settings.adapters),
             "gpu_devices": self._gpu_devices,
             "store": settings.store_uri,
             "models": [self.describe_model(slot) for slot in self.pool.slots()],

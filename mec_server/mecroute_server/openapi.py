@@ -72,6 +72,7 @@ _OPENAI: dict[str, _Schema] = {
     "stream_options": _object(include_usage=_FLAG),
     "stop": {"anyOf": [_NAME, _STOPS]},
     "max_tokens": _whole(1),
+    "lora": {**_list(_object(name=_NAME, id=_whole(0), scale=_number(-100, 100))), "maxItems": 8},
 }
 _OLLAMA: dict[str, _Schema] = {
     "model": _NAME,

@@ -68,6 +68,7 @@ def _open_llama(ref: str, path: Path, settings: ServerSettings) -> LlamaEngine:
         gpu=GpuOptions(settings.main_gpu, settings.split_mode, settings.tensor_split, settings.gpu_devices),
         max_queue=settings.max_queue,
         name=ref,
+        adapters=settings.adapters,
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from mecroute.engines.llama.adapters import check_adapter
 from mecroute.errors import ConfigError, MecrouteError, NodeNotReadyError, UsageError
 from mecroute_registry.gguf import read_gguf
 from mecroute_registry.onnx import read_onnx
@@ -122,6 +123,8 @@ class NodeServer:
             app = create_app(settings)
             self.node: Node = app.state.node
             self.node.deployer.check()
+            for adapter in settings.adapters.values():
+                check_adapter(adapter)
             for path in settings.model_files:
                 if is_onnx_file(path):
                     from mecroute.engines.onnx.encoder import model_file

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class ServerSettings:
         gpu_layers: layers on the GPU; -1 is all of them.
         main_gpu, split_mode, tensor_split, gpu_devices: which GPUs, and in which parts; see
             `mecroute.engines.llama.gpu.GpuOptions`.
+        adapters: GGUF files of LoRA adapters that requests may name, by name.
         memory_budget_bytes: RAM that models may take together, >= 1; default: three quarters of what the
             machine or its container has.
         vram_budget_bytes: the same of GPU memory, >= 0; default: no bound.
@@ -94,6 +96,7 @@ class ServerSettings:
     split_mode: SplitMode | None = None
     tensor_split: tuple[float, ...] = ()
     gpu_devices: tuple[str, ...] = ()
+    adapters: Mapping[str, Path] = field(default_factory=dict)
     memory_budget_bytes: int | None = None
     vram_budget_bytes: int | None = None
     pinned: tuple[str, ...] = ()

@@ -177,6 +177,7 @@ def settings_from(
         split_mode=server.split_mode,
         tensor_split=server.tensor_split,
         gpu_devices=server.gpu_devices,
+        adapters=server.adapters,
         memory_budget_bytes=server.memory_budget_bytes,
         vram_budget_bytes=server.vram_budget_bytes,
         pinned=server.pinned,

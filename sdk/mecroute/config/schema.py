@@ -123,6 +123,7 @@ class ServerConfig(_Table):
     split_mode: Literal["none", "layer", "row"] | None = Field(default=None, description="over several GPUs")
     tensor_split: tuple[float, ...] = Field(default=(), description="the share of each GPU")
     gpu_devices: tuple[str, ...] = Field(default=(), description="names of the GPUs to use; default: all")
+    adapters: dict[str, Path] = Field(default={}, description="GGUF files of LoRA adapters, by name")
     memory_budget_bytes: int | None = Field(default=None, ge=1, description="RAM of all models together")
     vram_budget_bytes: int | None = Field(default=None, ge=0, description="GPU memory of all models together")
     pinned: tuple[str, ...] = Field(default=(), description="models that stay in memory")

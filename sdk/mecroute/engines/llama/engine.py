@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mecroute.device.hardware import default_threads
-from mecroute.engines.llama.context import DecodeContext
+from mecroute.engines.llama.adapters import AdapterSets
+from mecroute.engines.llama.context import Adapters, DecodeContext
 from mecroute.engines.llama.embedding import Embedder
 from mecroute.engines.llama.generation import (
     FinishReason,
@@ -23,7 +24,8 @@ from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.sampling import GREEDY, SamplingParams
 from mecroute.engines.llama.scheduler import Scheduler
-from mecroute.engines.llama.stats import EngineStats
+from mecroute.engines.llama.stats import EngineStats, combined
+from mecroute.engines.llama.turns import Turns
 from mecroute.errors import InvalidRequestError, TierUnreachableError
 
 __all__ = [
@@ -57,6 +59,8 @@ class LlamaEngine:
         gpu: on which of them, and in which parts.
         max_queue: ≥ 0; requests that may wait for a slot.
         name: names the model in errors and answers; the file's stem if None.
+        adapters: GGUF files of LoRA adapters that requests may name, by name. Each combination in use takes
+            as much KV memory as the model without any.
         kv_tokens: room of the KV memory that all requests share; None: `n_ctx * n_parallel`, which always
             suffices. With less, requests wait until what they may come to need is free.
 
@@ -81,6 +85,7 @@ class LlamaEngine:
         max_queue: int = 64,
         name: str | None = None,
         kv_tokens: int | None = None,
+        adapters: Mapping[str, Path] | None = None,
     ) -> None:
         path = Path(path)
         self.name = name or path.stem
@@ -90,31 +95,43 @@ class LlamaEngine:
         self.facts = self._model.facts
         self.n_ctx = min(n_ctx, self._model.n_ctx_train or n_ctx)
         room = max(self.n_ctx, kv_tokens) if kv_tokens else self.n_ctx * n_parallel
-        try:
+        # Bound here and not to `self`, which the finalizer must not keep alive.
+        model, name, n_ctx, n_threads = self._model, self.name, self.n_ctx, self.n_threads
+        turns = Turns() if adapters else None
+
+        def make_scheduler(applied: Adapters = ()) -> Scheduler:
             context = DecodeContext(
-                self._model,
+                model,
                 n_ctx=room,
                 n_seq_max=n_parallel,
                 n_batch=max(N_BATCH, n_parallel),
                 n_outputs=n_parallel,
-                n_threads=self.n_threads,
+                n_threads=n_threads,
+                adapters=applied,
+                turns=turns,
             )
+            return Scheduler(
+                model,
+                context,
+                name=name,
+                n_ctx=n_ctx,
+                n_parallel=n_parallel,
+                kv_tokens=room,
+                max_queue=max_queue,
+            )
+
+        try:
+            self._scheduler = make_scheduler()
         except BaseException:
             self._model.close()
             raise
-        self._scheduler = Scheduler(
-            self._model,
-            context,
-            name=self.name,
-            n_ctx=self.n_ctx,
-            n_parallel=n_parallel,
-            kv_tokens=room,
-            max_queue=max_queue,
-        )
+        self._adapters = AdapterSets(model, adapters or {}, name=name, make=make_scheduler)
         self._embedders: list[Embedder] = []
         self._lock = threading.Lock()
         # Native code must not run on while the interpreter is torn down.
-        self._finalizer = weakref.finalize(self, _close, self._scheduler, self._embedders, self._model)
+        self._finalizer = weakref.finalize(
+            self, _close, self._scheduler, self._adapters, self._embedders, self._model
+        )
 
     def __enter__(self) -> LlamaEngine:
         return self
@@ -163,7 +180,8 @@ class LlamaEngine:
             The handle to read the answer from.
 
         Raises:
-            InvalidRequestError: an empty prompt, an unknown token, max_tokens below 1, or a bad grammar.
+            InvalidRequestError: an empty prompt, an unknown token, max_tokens below 1, a bad grammar, or an
+                adapter that is not there or fits another model.
             ContextLengthError: the prompt leaves no room for an answer.
             OverloadedError: the queue is full.
             TierUnreachableError: the engine is closed.
@@ -193,7 +211,8 @@ class LlamaEngine:
             with self._lock:  # the model must not be freed meanwhile
                 self._check_open()
                 Grammar(self._model, request.constraint).close()
-        return self._scheduler.submit(request)
+        scheduler = self._adapters if request.adapters else self._scheduler
+        return scheduler.submit(request)
 
     def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[list[list[float]], int]:
         """Embed texts: the mean of the last hidden states over a text's tokens, at unit length.
@@ -224,7 +243,20 @@ class LlamaEngine:
 
     def stats(self) -> EngineStats:
         """What the engine is doing, and how fast of late."""
-        return self._scheduler.stats()
+        return combined(self._scheduler.stats(), self._adapters.stats())
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The LoRA adapters that a request may name; an adapter's id is its place."""
+        return self._adapters.names
+
+    def prepare(self, request: GenerationRequest) -> None:
+        """Have the adapters of a request in memory, so that `submit` does not wait for their files.
+
+        Raises: as `submit`, for adapters.
+        """
+        if request.adapters:
+            self._adapters.prepare(request.adapters)
 
     def warm_up(self) -> None:
         """Generate a few tokens, so that the weights are in memory and both speeds are measured."""
@@ -248,12 +280,13 @@ class LlamaEngine:
             )
 
 
-def _close(scheduler: Scheduler, embedders: list[Embedder], model: LlamaModel) -> None:
-    if scheduler.on_own_thread():
+def _close(scheduler: Scheduler, adapters: AdapterSets, embedders: list[Embedder], model: LlamaModel) -> None:
+    if scheduler.on_own_thread() or adapters.on_own_thread():
         # The garbage collector runs on any thread, and this one cannot wait for itself to end.
-        threading.Thread(target=_close, args=(scheduler, embedders, model)).start()
+        threading.Thread(target=_close, args=(scheduler, adapters, embedders, model)).start()
         return
     scheduler.close()
+    adapters.close()
     for embedder in embedders:
         embedder.close()
     model.close()

@@ -37,6 +37,7 @@ class GenerationRequest:
             nothing is computed.
         constraint: the grammar that the answer must conform to.
         functions: names of functions; the answer may be calls of these, for its reader to find.
+        adapters: LoRA adapters and their scales, sorted by name; empty for the model as it is.
         n: ≥ 1; answers to generate, each with the next seed. They share the prompt's KV cells.
         id: names the request in logs and errors.
         submitter: for whom it is made; default: the task's, see `submitting`.
@@ -49,6 +50,7 @@ class GenerationRequest:
     top_logprobs: int | None = None
     constraint: Constraint | None = None
     functions: tuple[str, ...] = ()
+    adapters: tuple[tuple[str, float], ...] = ()
     n: int = 1
     id: str = field(default_factory=_new_id)
     submitter: Submitter = field(default_factory=current_submitter, compare=False, repr=False)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from mecroute.engines.llama.generation import GenerationRequest
 from mecroute.engines.llama.grammar import Constraint
 from mecroute.engines.llama.openai.format import parse_form
+from mecroute.engines.llama.openai.lora import parse_lora
 from mecroute.engines.llama.openai.messages import parse_messages
 from mecroute.engines.llama.openai.tools import parse_tools
 from mecroute.engines.llama.sampling import SamplingParams
@@ -36,7 +37,7 @@ _SAMPLING = frozenset(
         *("frequency_penalty", "presence_penalty", "repeat_penalty"),
     }
 )
-_COMMON = _NEUTRAL | _SAMPLING | {"max_tokens", "stop", "n", "logit_bias", "logprobs", "grammar"}
+_COMMON = _NEUTRAL | _SAMPLING | {"max_tokens", "stop", "n", "logit_bias", "logprobs", "grammar", "lora"}
 _TOOLS = {"tools", "tool_choice", "parallel_tool_calls"}
 _CHAT = _COMMON | {"messages", "max_completion_tokens", "top_logprobs", "response_format"} | _TOOLS
 _COMPLETION = _COMMON | {"prompt", "best_of"}
@@ -56,6 +57,11 @@ class PromptTokenizer(Protocol):
     """What of an engine is needed to understand a request; `LlamaEngine` is one."""
 
     n_ctx: int
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """See `LlamaEngine.adapters`."""
+        ...
 
     def tokenize_chat(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
@@ -96,7 +102,9 @@ def parse_chat(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRe
     limit = _integer(fields, "max_completion_tokens", 1, None)
     if limit is None:
         limit = _integer(fields, "max_tokens", 1, None)
-    return _request(fields, prompt, limit or engine.n_ctx, _chat_logprobs(fields), constraint, tools.names)
+    return _request(
+        fields, engine, prompt, limit or engine.n_ctx, _chat_logprobs(fields), constraint, tools.names
+    )
 
 
 def parse_completion(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRequest:
@@ -132,7 +140,7 @@ def parse_completion(body: Mapping[str, Any], engine: PromptTokenizer) -> Genera
         top_logprobs = _integer(fields, "logprobs", 0, _MAX_TOP_LOGPROBS)
     form = parse_form(fields)
     constraint = Constraint(form.grammar, field=form.field) if form is not None else None
-    return _request(fields, tokens, 16 if limit is None else limit, top_logprobs, constraint)
+    return _request(fields, engine, tokens, 16 if limit is None else limit, top_logprobs, constraint)
 
 
 def wants_usage(body: Mapping[str, Any]) -> bool:
@@ -151,6 +159,7 @@ def wants_usage(body: Mapping[str, Any]) -> bool:
 
 def _request(
     fields: Mapping[str, Any],
+    engine: PromptTokenizer,
     prompt: tuple[int, ...],
     max_tokens: int,
     top_logprobs: int | None,
@@ -169,6 +178,7 @@ def _request(
         constraint=constraint,
         n=n,
         functions=functions,
+        adapters=parse_lora(fields.get("lora"), engine.adapters),
     )
 
 
