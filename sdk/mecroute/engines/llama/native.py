@@ -15,7 +15,7 @@ from typing import Any
 from mecroute.errors import MissingExtraError
 
 #: ggml_log_level: WARN and ERROR are worth keeping, CONT continues the line before it.
-_WARN, _ERROR, _CONT = 2, 3, 5
+_WARN, _ERROR, _CONT = 3, 4, 5
 
 _lock = threading.Lock()
 _lib: Any = None
