@@ -108,10 +108,12 @@ def parse_rerank(body: Mapping[str, Any]) -> RerankRequest:
         raise InvalidRequestError("'documents' must be a list of texts, at least one")
     if len(given) > MAX_TEXTS:
         raise InvalidRequestError(f"'documents' has {len(given)} texts; the limit is {MAX_TEXTS}")
-    documents = [one.get("text") if isinstance(one, Mapping) else one for one in given]
-    for at, one in enumerate(documents):
-        if not isinstance(one, str) or not one:
+    documents: list[str] = []
+    for at, one in enumerate(given):
+        document = one.get("text") if isinstance(one, Mapping) else one
+        if not isinstance(document, str) or not document:
             raise InvalidRequestError(f"'documents[{at}]' must be a text that is not empty")
+        documents.append(document)
     return RerankRequest(
         query, documents, whole_number(fields, "top_n", 1), return_documents=flag(fields, "return_documents")
     )

@@ -120,7 +120,7 @@ class ResourceAgent:
             context = self._config.device.context
             yield TargetState(
                 target=target,
-                tasks=frozenset(model.tasks),
+                tasks=frozenset(model.tasks) - {"classify", "infer"},
                 abilities=_LOCAL_ABILITIES,
                 context_length=min(context, model.context_length or context),
                 accuracy=model.accuracy,

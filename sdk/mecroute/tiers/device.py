@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mecroute.agents.resource import DeviceLoad
 from mecroute.config.schema import DeviceConfig
-from mecroute.errors import MissingExtraError
+from mecroute.errors import MissingExtraError, NodeNotReadyError
 from mecroute.target import Target
 from mecroute.tiers.base import Call
 from mecroute_registry.store import Registry
@@ -52,6 +52,10 @@ class DeviceTier:
         """The whole answer; see `Tier`. Cancelling the call stops the model."""
         from mecroute.engines.llama import openai
 
+        if call.task in ("classify", "infer"):
+            raise NodeNotReadyError(
+                f"the device does not run '{call.task}'", hint="a MEC node does", tier="device"
+            )
         engine = await self._engine(call.target)
         if call.task == "embed":
             asked = openai.parse_embeddings(call.body)

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -28,6 +29,7 @@ _PATHS: Mapping[Task, str] = {
     "chat": "/chat/completions",
     "completion": "/completions",
     "embed": "/embeddings",
+    "classify": "/classify",
 }
 _CONNECT_S: Mapping[Tier, float] = {"mec": 2.0, "cloud": 5.0}
 #: Longest silence before an answer's first byte and between two chunks of a stream.
@@ -124,7 +126,9 @@ class HttpTier:
 
     async def _send(self, endpoint: Endpoint, call: Call, *, stream: bool) -> httpx.Response:
         body = {**call.body, "model": call.target.model, "stream": stream}
-        if call.task == "embed":
+        if call.task == "infer":
+            body = {name: call.body[name] for name in ("inputs", "outputs") if name in call.body}
+        elif call.task in ("embed", "classify"):
             del body["stream"]
         elif stream:
             # Token counts are needed for the outcome, whether or not the caller wants them.
@@ -135,7 +139,7 @@ class HttpTier:
         silence = _SILENCE_S[endpoint.tier]
         request = self._http.build_request(
             "POST",
-            endpoint.base_url.rstrip("/") + _PATHS[call.task],
+            _url(endpoint, call),
             json=body,
             headers=headers,
             timeout=httpx.Timeout(silence, connect=_CONNECT_S[endpoint.tier]),
@@ -157,6 +161,14 @@ class HttpTier:
                 raise _unreachable(endpoint, error) from error
         except httpx.HTTPError as error:
             raise _unreachable(endpoint, error) from error
+
+
+def _url(endpoint: Endpoint, call: Call) -> str:
+    base = endpoint.base_url.rstrip("/")
+    if call.task == "infer":
+        # The Open Inference Protocol stands beside OpenAI's, not below it.
+        return f"{base.removesuffix('/v1')}/v2/models/{quote(call.target.model, safe=':/')}/infer"
+    return base + _PATHS[call.task]
 
 
 async def _refusal(endpoint: Endpoint, response: httpx.Response, model: str) -> MecrouteError:
