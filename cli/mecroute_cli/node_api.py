@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 from pydantic import ValidationError
@@ -20,6 +21,7 @@ from mecroute.errors import (
 from mecroute.nodes.report import ModelReport, NodeReport
 
 _TIMEOUT = httpx.Timeout(10.0, connect=3.0)
+_DRAIN_TIMEOUT = httpx.Timeout(900.0, connect=3.0)
 
 
 class NodeApi:
@@ -68,9 +70,42 @@ class NodeApi:
         """Ask the node to pull, verify and load a model; it answers before that is done."""
         self._call("POST", "/admin/models", {"ref": ref, "digest": digest})
 
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    def change(self, ref: str, action: str) -> ModelReport:
+        """Have the node do something with one of its models.
+
+        Args:
+            ref: `name:version`, or the name of a model served from a file.
+            action: `load`, `unload`, `pin` or `unpin`.
+
+        Returns:
+            The model's state afterwards; a load that has begun goes on.
+        """
+        # An unload answers when the model's last request has ended.
+        timeout = _DRAIN_TIMEOUT if action == "unload" else _TIMEOUT
+        body = self._call("POST", f"/admin/models/{quote(ref, safe=':/')}/{action}", timeout=timeout)
+        return ModelReport.model_validate(body)
+
+    def remove(self, ref: str, *, drain: bool) -> None:
+        """Have the node remove a model from its memory and its registry.
+
+        Args:
+            ref: `name:version`.
+            drain: whether to wait for its requests to end; else it must have none.
+        """
+        path = f"/admin/models/{quote(ref, safe=':/')}?drain={str(drain).lower()}"
+        # A request may take as long as the node lets it.
+        self._call("DELETE", path, timeout=_DRAIN_TIMEOUT if drain else _TIMEOUT)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        timeout: httpx.Timeout = _TIMEOUT,
+    ) -> Any:
         try:
-            response = self._http.request(method, path, json=body)
+            response = self._http.request(method, path, json=body, timeout=timeout)
         except httpx.HTTPError as error:
             reason = "connection refused" if isinstance(error, httpx.ConnectError) else type(error).__name__
             raise TierUnreachableError(

@@ -31,8 +31,10 @@ class EmbeddingQueue:
         self._admitted = 0
         self._mean_s = 0.0
 
-    async def embed(self, lease: Lease, texts: Sequence[str]) -> tuple[list[list[float]], int]:
-        """Embed texts; takes the lease over and gives it back when the engine has done with it.
+    async def embed(
+        self, lease: Lease, texts: Sequence[str | Sequence[int]]
+    ) -> tuple[list[list[float]], int]:
+        """Embed texts, or token ids of texts; takes the lease over, and gives it back when that is done.
 
         Returns:
             float32 values [len(texts), dim], and the number of prompt tokens.
@@ -61,7 +63,9 @@ class EmbeddingQueue:
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(ended))
         return await asyncio.wrap_future(future)
 
-    def _run(self, engine: LlamaEngine, texts: Sequence[str]) -> tuple[list[list[float]], int]:
+    def _run(
+        self, engine: LlamaEngine, texts: Sequence[str | Sequence[int]]
+    ) -> tuple[list[list[float]], int]:
         started = time.perf_counter()
         result = engine.embed(texts)
         took_s = time.perf_counter() - started

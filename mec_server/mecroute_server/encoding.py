@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from mecroute.engines.llama.openai.embeddings import embeddings_response, parse_dimensions, parse_embeddings
+from mecroute.engines.llama.openai.embeddings import embeddings_response, parse_embeddings
 from mecroute.errors import InvalidRequestError
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
 from mecroute_server.generation import record_embedding
@@ -65,18 +65,18 @@ async def embed_texts(lease: OnnxLease, body: Mapping[str, Any]) -> tuple[dict[s
             hint=f"put its tokenizer.json beside it, or ask it with POST /v2/models/{lease.ref}/infer",
             model=lease.ref,
         )
-    dimensions = parse_dimensions(body)
-    texts, as_base64 = parse_embeddings({**body, "dimensions": None})
-    vectors, tokens = await _embed(encoder, texts, dimensions)
+    asked = parse_embeddings(body)
+    vectors, tokens = await embed(encoder, asked.inputs, asked.dimensions)
     answer = await asyncio.to_thread(
-        embeddings_response, vectors, tokens=tokens, model=lease.ref, as_base64=as_base64
+        embeddings_response, vectors, tokens=tokens, model=lease.ref, as_base64=asked.as_base64
     )
     return answer, tokens
 
 
-async def _embed(
-    encoder: TextEncoder, texts: list[str], dimensions: int | None
+async def embed(
+    encoder: TextEncoder, texts: Sequence[str | Sequence[int]], dimensions: int | None = None
 ) -> tuple[list[list[float]], int]:
+    """Embed texts; see `TextEncoder.embed`."""
     groups, tokens = await asyncio.to_thread(encoder.groups, texts)
     vectors: list[list[float]] = [[]] * len(texts)
     # One after another: a request with many texts lets others in between. Only its first group can be

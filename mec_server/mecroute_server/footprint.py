@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import psutil
 
+from mecroute.engines.llama.adapters import MAX_SETS
 from mecroute_registry.gguf import GgufFacts, read_gguf
 from mecroute_server.settings import ServerSettings
 
@@ -51,7 +52,7 @@ class Footprint:
 def estimate_gguf(path: Path, settings: ServerSettings, *, has_gpu: bool) -> Footprint:
     """What a GGUF model will take: weights + KV cache + buffers.
 
-        KV cache = context x parallel x kv_bytes_per_token
+        KV cache = context x parallel x (1 + adapters, at most 4) x kv_bytes_per_token
         buffers  = 512 x 4 x (8 x embedding + 3 x feed_forward) + 512 x 6 x KV tokens + 8 MiB
 
     where 6 bytes a row and KV token are the attention mask. With layers on a GPU, that share of weights and
@@ -68,6 +69,8 @@ def estimate_gguf(path: Path, settings: ServerSettings, *, has_gpu: bool) -> Foo
     facts = read_gguf(path)
     weights = path.stat().st_size
     tokens = min(settings.context, facts.context_length or settings.context) * settings.parallel
+    # Each combination of adapters has a KV cache of its own; how many will be in use is up to the callers.
+    tokens *= 1 + min(len(settings.adapters), MAX_SETS)
     kv = tokens * (facts.kv_bytes_per_token or 0)
     width, inner = facts.embedding_length or 0, facts.feed_forward_length or 0
     rows = _STREAM_BUFFERS * width + _FEED_FORWARD_BUFFERS * (inner or 4 * width)

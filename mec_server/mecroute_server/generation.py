@@ -98,8 +98,10 @@ async def generate(request: Request, node: Node, endpoint: Endpoint, body: Mappi
         held.callback(lease.release)
         streams = endpoint.wants_stream(body)
         session = session_name(request.headers)
-        parsed = await parse_off_loop(endpoint.parse, body, lease.engine)
-        generation = lease.engine.submit(replace(parsed, session=session) if session else parsed)
+        asked = await parse_off_loop(endpoint.parse, body, lease.engine)
+        if asked.adapters:
+            await asyncio.to_thread(lease.engine.prepare, asked)
+        generation = lease.engine.submit(replace(asked, session=session) if session else asked)
         held.callback(generation.cancel)
         answer_id = f"{endpoint.id_prefix}{request.state.request_id.removeprefix('req-')}"
         reply = Reply(id=answer_id, model=lease.ref, body=body, load_s=load_s)
@@ -150,7 +152,7 @@ async def lend(request: Request, node: Node, body: Mapping[str, Any]) -> Lease:
         raise InvalidRequestError(
             "'model' is missing: which model is asked?", hint=f"this node serves: {ready}"
         )
-    lease = await node.pool.acquire(name)
+    lease = await node.pool.acquire(name, getattr(request.state, "keep_alive_s", None))
     request.state.model = lease.ref
     return lease
 

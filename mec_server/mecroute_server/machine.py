@@ -63,6 +63,21 @@ def gpu_backend() -> str | None:
     return named[0] if named else "GPU"
 
 
+def gpu_devices() -> list[dict[str, str | int]]:
+    """The GPUs that llama.cpp finds: name, description, and memory in bytes; empty without any."""
+    from mecroute.engines.llama import gpu
+
+    return [
+        {
+            "name": device.name,
+            "description": device.description,
+            "memory_total_bytes": device.memory_total_bytes,
+            "memory_free_bytes": device.memory_free_bytes,
+        }
+        for device in gpu.gpu_devices()
+    ]
+
+
 def _cgroup_number(name: str) -> int | None:
     try:
         return int((_CGROUP / name).read_text())

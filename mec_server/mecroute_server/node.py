@@ -47,6 +47,7 @@ class Node:
         )
         self._cpu = machine.CpuMeter()
         self._gpu_backend: str | None = None
+        self._gpu_devices: list[dict[str, str | int]] = []
         self._starting: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -115,6 +116,8 @@ class Node:
             "vram_budget_bytes": budget.vram_bytes,
             "vram_resident_bytes": budget.resident.vram_bytes,
             "gpu_backend": self._gpu_backend,
+            "adapters": list(settings.adapters),
+            "gpu_devices": self._gpu_devices,
             "store": settings.store_uri,
             "models": [self.describe_model(slot) for slot in self.pool.slots()],
             "retry_after_s": self._retry_after_s(),
@@ -196,6 +199,7 @@ class Node:
 
     async def _look_for_gpu(self) -> None:
         self._gpu_backend = await asyncio.to_thread(machine.gpu_backend)
+        self._gpu_devices = await asyncio.to_thread(machine.gpu_devices)
 
 
 def _describe(slot: ModelSlot) -> dict[str, Any]:

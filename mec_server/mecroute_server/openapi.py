@@ -42,6 +42,7 @@ _TEXT: _Schema = {"type": "string"}
 _NAME: _Schema = {"type": "string", "minLength": 1}
 _FLAG: _Schema = {"type": "boolean"}
 _STOPS = {**_list(_NAME), "maxItems": 16}
+_TOKENS: _Schema = _list(_whole(0), 1)
 _TEXTS: _Schema = {"anyOf": [_NAME, _list(_NAME, 1)]}
 
 
@@ -74,6 +75,7 @@ _OPENAI: dict[str, _Schema] = {
     "stream_options": _object(include_usage=_FLAG),
     "stop": {"anyOf": [_NAME, _STOPS]},
     "max_tokens": _whole(1),
+    "lora": {**_list(_object(name=_NAME, id=_whole(0), scale=_number(-100, 100))), "maxItems": 8},
 }
 _OLLAMA: dict[str, _Schema] = {
     "model": _NAME,
@@ -104,7 +106,20 @@ BODIES: dict[str, _Schema] = {
         "model prompt", **_OPENAI, prompt={"anyOf": [_TEXT, _list({"type": "integer"}, 1)]}
     ),
     "/v1/embeddings": _object(
-        "model input", model=_NAME, input=_TEXTS, encoding_format=_one_of("float", "base64")
+        "model input",
+        model=_NAME,
+        input={"anyOf": [*_TEXTS["anyOf"], _TOKENS, _list(_TOKENS, 1)]},
+        encoding_format=_one_of("float", "base64"),
+        dimensions=_whole(1),
+    ),
+    "/v1/classify": _object("model input", model=_NAME, input=_TEXTS, top_k=_whole(1)),
+    "/v1/rerank": _object(
+        "model query documents",
+        model=_NAME,
+        query=_NAME,
+        documents=_list({"anyOf": [_NAME, _object("text", text=_NAME)]}, 1),
+        top_n=_whole(1),
+        return_documents=_FLAG,
     ),
     "/v1/responses": _object(
         "model input",
@@ -146,7 +161,7 @@ BODIES: dict[str, _Schema] = {
         raw=_FLAG,
         format={"anyOf": [_one_of("json", ""), _SCHEMA]},
     ),
-    "/api/embed": _object("model input", model=_NAME, input=_TEXTS, truncate=_FLAG),
+    "/api/embed": _object("model input", model=_NAME, input=_TEXTS, truncate=_FLAG, dimensions=_whole(0)),
     "/api/show": _object("model", model=_NAME),
     "/admin/models": _object("ref", ref=_NAME, digest={"type": "string", "pattern": DIGEST_PATTERN}),
 }

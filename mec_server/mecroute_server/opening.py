@@ -57,6 +57,7 @@ def open_engine(ref: str, path: Path, settings: ServerSettings, *, is_onnx: bool
 
 def _open_llama(ref: str, path: Path, settings: ServerSettings) -> LlamaEngine:
     from mecroute.engines.llama.engine import LlamaEngine
+    from mecroute.engines.llama.gpu import GpuOptions
 
     return LlamaEngine(
         path,
@@ -64,12 +65,14 @@ def _open_llama(ref: str, path: Path, settings: ServerSettings) -> LlamaEngine:
         n_parallel=settings.parallel,
         n_threads=settings.threads,
         n_gpu_layers=settings.gpu_layers,
+        gpu=GpuOptions(settings.main_gpu, settings.split_mode, settings.tensor_split, settings.gpu_devices),
         max_queue=settings.max_queue,
         name=ref,
         prefix_ram_bytes=settings.prefix_cache_memory_bytes,
         prefix_disk=settings.prefix_disk,
         speculation=settings.speculation,
         draft_model=settings.draft_model,
+        adapters=settings.adapters,
     )
 
 

@@ -192,8 +192,13 @@ class EnginePool:
 
     # Lending
 
-    async def acquire(self, name: str) -> Lease:
+    async def acquire(self, name: str, keep_alive_s: float | None = None) -> Lease:
         """Lend the engine of a model; one that is not in memory is loaded, and waited for.
+
+        Args:
+            name: see `find`.
+            keep_alive_s: how long it stays in memory after this request if no other comes, >= 0; None leaves
+                it to the node's setting.
 
         Raises:
             ModelNotFoundError: this node has no such model.
@@ -203,7 +208,7 @@ class EnginePool:
             OverloadedError: too many requests wait for models to load.
             MecrouteError: it could not be loaded.
         """
-        slot, loaded = await self._held(name)
+        slot, loaded = await self._held(name, keep_alive_s)
         try:
             return loaded.lease(slot.ref)
         finally:
@@ -217,12 +222,13 @@ class EnginePool:
         finally:
             loaded.returned()
 
-    async def _held(self, name: str) -> tuple[ModelSlot, LoadedModel]:
+    async def _held(self, name: str, keep_alive_s: float | None = None) -> tuple[ModelSlot, LoadedModel]:
         """A model with its engine, which is held once."""
         slot = await self.wanted(name)
         if self.closing:
             raise self._not_ready(slot)
         slot.heat.add()
+        slot.keep_alive_s = keep_alive_s
         loaded = slot.serving
         if loaded is not None:
             loaded.held()

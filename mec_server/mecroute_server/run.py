@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from mecroute.engines.llama.adapters import check_adapter
 from mecroute.errors import ConfigError, MecrouteError, NodeNotReadyError, UsageError
 from mecroute_registry.gguf import read_gguf
 from mecroute_registry.onnx import read_onnx
@@ -124,6 +125,8 @@ class NodeServer:
             self.node: Node = app.state.node
             self.node.deployer.check()
             self._announcer = self._make_announcer()
+            for adapter in settings.adapters.values():
+                check_adapter(adapter)
             for path in settings.model_files:
                 if is_onnx_file(path):
                     from mecroute.engines.onnx.encoder import model_file

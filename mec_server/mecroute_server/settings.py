@@ -5,9 +5,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mecroute.engines.llama.gpu import GpuOptions, SplitMode
 from mecroute.engines.llama.prefix_disk import PrefixDiskOptions
 from mecroute.engines.llama.speculation import Speculation, check_speculation
 from mecroute.errors import ConfigError
@@ -45,6 +47,9 @@ class ServerSettings:
         context: tokens per sequence, >= 64; a model trained for fewer gets what it was trained for.
         parallel: sequences decoded at once, 1..256.
         gpu_layers: layers on the GPU; -1 is all of them.
+        main_gpu, split_mode, tensor_split, gpu_devices: which GPUs, and in which parts; see
+            `mecroute.engines.llama.gpu.GpuOptions`.
+        adapters: GGUF files of LoRA adapters that requests may name, by name.
         memory_budget_bytes: RAM that models may take together, >= 1; default: three quarters of what the
             machine or its container has.
         vram_budget_bytes: the same of GPU memory, >= 0; default: no bound.
@@ -100,6 +105,11 @@ class ServerSettings:
     context: int = 4096
     parallel: int = 8
     gpu_layers: int = 0
+    main_gpu: int = 0
+    split_mode: SplitMode | None = None
+    tensor_split: tuple[float, ...] = ()
+    gpu_devices: tuple[str, ...] = ()
+    adapters: Mapping[str, Path] = field(default_factory=dict)
     memory_budget_bytes: int | None = None
     vram_budget_bytes: int | None = None
     pinned: tuple[str, ...] = ()
@@ -154,6 +164,7 @@ class ServerSettings:
             ("load_wait_s", self.load_wait_s, 0, 86_400),
             ("shutdown_grace_s", self.shutdown_grace_s, 1, 86_400),
         )
+        GpuOptions(self.main_gpu, self.split_mode, self.tensor_split, self.gpu_devices)
         for name, value, low, high in bounds:
             if not low <= value <= high:
                 raise ConfigError(f"server {name} must be between {low} and {high}, not {value}")

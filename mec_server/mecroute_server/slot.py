@@ -217,6 +217,9 @@ class ModelSlot:
     #: Asks the thread that works for this slot to stop at its next progress report.
     cancelled: bool = False
 
+    def __post_init__(self) -> None:
+        self.settled.set()
+
     @property
     def is_onnx(self) -> bool:
         """Whether it is an ONNX model; False also while nobody knows."""
@@ -231,8 +234,10 @@ class ModelSlot:
             return self.model.tasks
         if not self.is_onnx:
             return ("chat", "completion", "embed")
-        embeds = self.loaded is not None and getattr(self.loaded.engine, "encoder", None) is not None
-        return ("embed", "infer") if embeds else ("infer",)
+        engine = self.loaded.engine if self.loaded is not None else None
+        if getattr(engine, "encoder", None) is not None:
+            return ("embed", "infer")
+        return ("classify", "infer") if getattr(engine, "classifier", None) is not None else ("infer",)
 
     @property
     def name(self) -> str:

@@ -39,7 +39,12 @@ _WINDOW_BYTES = 1 << 20
 #: The only strings that are kept, where they are short; all others are stepped over. (Some files hold the
 #: whole text of their license in `general.license`.)
 _MAX_TEXT_BYTES = 1 << 10
-_TEXT_KEYS = frozenset({"general.architecture", "general.name", "general.license", "tokenizer.ggml.model"})
+_TEXT_KEYS = frozenset(
+    {"general.architecture", "general.name", "general.license", "general.type", "tokenizer.ggml.model"}
+)
+
+#: What an adapter says of itself, and the types it must have.
+_ADAPTER_KEYS = {"general.type": STRING, "adapter.type": STRING, "adapter.lora.alpha": 6}
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -65,6 +70,7 @@ class GgufFacts:
         tokenizer_model: `tokenizer.ggml.model`, e.g. `gpt2` or `llama`.
         layers: blocks, as the header counts them.
         feed_forward_length: width of a block's feed-forward part, where it is one number for all blocks.
+        kind: `general.type`: `model`, `adapter` and others.
         kv_bytes_per_token: what one token takes in a KV cache of 16-bit numbers. An upper bound where layers
             differ, or where some attend to a window only; None where the header does not say enough.
     """
@@ -84,6 +90,7 @@ class GgufFacts:
     layers: int | None = None
     feed_forward_length: int | None = None
     kv_bytes_per_token: int | None = None
+    kind: str | None = None
 
 
 def read_gguf(path: Path) -> GgufFacts:
@@ -152,6 +159,7 @@ class _Header:
             tokenizer_model=self._texts.get("tokenizer.ggml.model") or None,
             layers=self._positive(f"{architecture}.block_count"),
             feed_forward_length=self._positive(f"{architecture}.feed_forward_length"),
+            kind=self._texts.get("general.type") or None,
             kv_bytes_per_token=self._kv_bytes_per_token(architecture),
         )
 
@@ -191,6 +199,9 @@ class _Header:
 
     def _read_value(self, key: str) -> None:
         kind = self._u32(f"the type of {key!r}")
+        if kind != _ADAPTER_KEYS.get(key, kind):
+            # llama.cpp ends the process over these.
+            self._refuse(f"gives {key!r} the type {kind}, not {_ADAPTER_KEYS[key]}", "convert it again")
         if kind == STRING:
             length = self._length(key, _MAX_STRING_BYTES)
             if key in _TEXT_KEYS and length <= _MAX_TEXT_BYTES:

@@ -12,7 +12,14 @@ from mecroute.errors import TierResponseError
 from mecroute.outcome import Provenance
 from mecroute.request import ingest
 from mecroute.requirements import Requirements
-from mecroute.results import ChatCompletion, CreateEmbeddingResponse, Model, ModelList
+from mecroute.results import (
+    ChatCompletion,
+    Classification,
+    CreateEmbeddingResponse,
+    InferResult,
+    Model,
+    ModelList,
+)
 from mecroute.runtime import Runtime
 from mecroute.streams import AsyncStream, Stream
 
@@ -140,6 +147,36 @@ class AsyncEmbeddings:
         answer = _shape(CreateEmbeddingResponse, body)
         answer._mecroute = provenance
         return answer
+
+
+async def classify(
+    runtime: GetRuntime, texts: str | Sequence[str], model: str, requirements: Asked, options: dict[str, Any]
+) -> Classification:
+    """See `AsyncClient.classify`."""
+    given = texts if isinstance(texts, str) else list(texts)
+    request = ingest("classify", model=model, body={**options, "input": given}, requirements=requirements)
+    body, provenance = await (await runtime()).pipeline.complete(request)
+    answer = _shape(Classification, body)
+    answer._mecroute = provenance
+    return answer
+
+
+async def infer(
+    runtime: GetRuntime,
+    inputs: Sequence[Mapping[str, Any]],
+    outputs: Sequence[str] | None,
+    model: str,
+    requirements: Asked,
+) -> InferResult:
+    """See `AsyncClient.infer`."""
+    body: dict[str, Any] = {"inputs": list(inputs)}
+    if outputs is not None:
+        body["outputs"] = [{"name": name} for name in outputs]
+    request = ingest("infer", model=model, body=body, requirements=requirements)
+    answered, provenance = await (await runtime()).pipeline.complete(request)
+    answer = _shape(InferResult, answered)
+    answer._mecroute = provenance
+    return answer
 
 
 class AsyncModels:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from mecroute import _endpoints
 from mecroute._endpoints import (
     Asked,
     AsyncChat,
@@ -20,6 +21,7 @@ from mecroute._loop import LoopThread
 from mecroute.config import Config, load_config
 from mecroute.decision import Decision
 from mecroute.request import ingest
+from mecroute.results import Classification, InferResult
 from mecroute.runtime import Runtime
 
 
@@ -68,6 +70,49 @@ class AsyncClient:
                 "chat", model=model, body={**body, "messages": messages}, requirements=requirements
             )
         return await (await self._runtime()).pipeline.decide(request)
+
+    async def classify(
+        self,
+        *,
+        input: str | Sequence[str],
+        model: str = "auto",
+        requirements: Asked = None,
+        **options: Any,
+    ) -> Classification:
+        """Say what class each text is of, on a MEC node with a text classifier.
+
+        Args:
+            input: a text or several.
+            model: name it: the classes are the model's, and `auto` takes any classifier there is.
+            requirements: what the caller asks of the answer.
+            options: `top_k`, the classes to name in each `scores`.
+
+        Returns:
+            One class per text, with the probabilities of all.
+
+        Raises: as for chat.
+        """
+        return await _endpoints.classify(self._runtime, input, model, requirements, options)
+
+    async def infer(
+        self,
+        *,
+        inputs: Sequence[Mapping[str, Any]],
+        model: str,
+        outputs: Sequence[str] | None = None,
+        requirements: Asked = None,
+    ) -> InferResult:
+        """Run a tensor model on a MEC node.
+
+        Args:
+            inputs: the Open Inference Protocol's tensors: `{"name", "shape", "datatype", "data"}` each.
+            model: which one.
+            outputs: names of the outputs wanted; None for all.
+            requirements: what the caller asks of the answer.
+
+        Raises: as for chat.
+        """
+        return await _endpoints.infer(self._runtime, inputs, outputs, model, requirements)
 
     async def feedback(self, id: str, *, score: float) -> None:
         """Say how good an answer was.
@@ -126,6 +171,32 @@ class Client:
             self._async.route(
                 messages=messages, input=input, model=model, requirements=requirements, **options
             )
+        )
+
+    def classify(
+        self,
+        *,
+        input: str | Sequence[str],
+        model: str = "auto",
+        requirements: Asked = None,
+        **options: Any,
+    ) -> Classification:
+        """Say what class each text is of; see `AsyncClient.classify`."""
+        return self._loop.run(
+            self._async.classify(input=input, model=model, requirements=requirements, **options)
+        )
+
+    def infer(
+        self,
+        *,
+        inputs: Sequence[Mapping[str, Any]],
+        model: str,
+        outputs: Sequence[str] | None = None,
+        requirements: Asked = None,
+    ) -> InferResult:
+        """Run a tensor model; see `AsyncClient.infer`."""
+        return self._loop.run(
+            self._async.infer(inputs=inputs, model=model, outputs=outputs, requirements=requirements)
         )
 
     def feedback(self, id: str, *, score: float) -> None:

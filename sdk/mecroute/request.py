@@ -90,7 +90,9 @@ class Request:
 
     def text(self) -> str:
         """Everything the model is to read, as plain text (images and other parts left out)."""
-        if self.task == "embed":
+        if self.task == "infer":
+            return ""
+        if self.task in ("embed", "classify"):
             given = self.body["input"]
             return given if isinstance(given, str) else "\n".join(str(item) for item in given)
         if self.task == "completion":
@@ -126,10 +128,12 @@ def ingest(
     elif task == "completion":
         if not isinstance(body.get("prompt"), str) or not body["prompt"]:
             raise InvalidRequestError("prompt must be a text that is not empty")
-    elif task == "embed":
+    elif task in ("embed", "classify"):
         _check_input(body.get("input"))
-    else:
-        raise InvalidRequestError(f"the task '{task}' cannot be routed yet")
+    elif task == "infer":
+        _check_tensors(body.get("inputs"))
+        if ModelSelector.parse(model).name is None:
+            raise InvalidRequestError("tensors are for one model only", hint="name it with model=")
     for name in ("max_tokens", "max_completion_tokens"):
         value = body.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -165,3 +169,13 @@ def _check_input(given: object) -> None:
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, Sequence) or not texts or not all(isinstance(t, str) and t for t in texts):
         raise InvalidRequestError("input must be a text or a list of texts, none of them empty")
+
+
+def _check_tensors(tensors: object) -> None:
+    if not isinstance(tensors, Sequence) or isinstance(tensors, str | bytes) or not tensors:
+        raise InvalidRequestError("inputs must be a list of tensors, at least one")
+    for index, tensor in enumerate(tensors):
+        if not isinstance(tensor, Mapping) or not {"name", "shape", "datatype", "data"} <= tensor.keys():
+            raise InvalidRequestError(
+                f"inputs[{index}] must be an object with 'name', 'shape', 'datatype' and 'data'"
+            )

@@ -136,6 +136,69 @@ class CreateEmbeddingResponse(_Answer):
     usage: EmbeddingUsage | None = None
 
 
+class ClassScore(_Shape):
+    """A class and its probability, 0..1."""
+
+    label: str
+    score: float
+
+
+class Classified(_Shape):
+    """The class of one text.
+
+    Args:
+        label: the most probable class.
+        probs: the probability of every class, in the model's order.
+        scores: classes by falling probability.
+    """
+
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+    scores: list[ClassScore] = []
+
+
+class Classification(_Answer):
+    """Classes in the order of the inputs."""
+
+    object: str = "list"
+    data: list[Classified]
+    model: str
+    usage: EmbeddingUsage | None = None
+
+
+class Tensor(_Shape):
+    """A named tensor, its values in row-major order.
+
+    Args:
+        datatype: the Open Inference Protocol's: `FP32`, `INT64`, `BYTES`…
+    """
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[Any]
+
+
+class InferResult(_Answer):
+    """What a tensor model answered."""
+
+    model_name: str
+    outputs: list[Tensor]
+
+    def output(self, name: str) -> Tensor:
+        """The output of that name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for tensor in self.outputs:
+            if tensor.name == name:
+                return tensor
+        raise KeyError(name)
+
+
 class Model(_Shape):
     """A model that can be asked for.
 

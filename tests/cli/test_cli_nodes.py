@@ -42,7 +42,7 @@ def _node(answers: Callable[[str, str, Any], tuple[int, Any]]) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(payload)
 
-        do_GET = do_POST = _answer
+        do_GET = do_POST = do_DELETE = _answer
 
         def log_message(self, format: str, *args: Any) -> None:
             """Say nothing."""
@@ -188,3 +188,40 @@ def test_a_deployment_that_takes_too_long_says_where_it_is(
     assert answer.code == 1
     assert "state: loading" in answer.err
     assert "mecroute nodes list" in answer.err
+
+
+def test_models_of_a_node_are_loaded_pinned_and_removed(
+    mecroute: Callable[..., Any], config: Callable[[str], Path]
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def answers(method: str, path: str, body: Any) -> tuple[int, Any]:
+        asked.append((method, path))
+        if method == "DELETE":
+            return 200, {"ref": "m:v1", "removed": True}
+        return 202, {"ref": "m:v1", "state": "loading", "pinned": path.endswith("/pin")}
+
+    with _node(answers) as url:
+        where = ("m:v1", "--on", "mec-1", "--config", config(url))
+        for verb in ("load", "unload", "pin", "unpin"):
+            answer = mecroute("nodes", verb, *where, "--json")
+            assert answer.code == 0
+            assert answer.json["model"]["pinned"] == (verb == "pin")
+        assert mecroute("nodes", "remove", *where).code != 0  # nobody is there to say yes
+        removed = mecroute("nodes", "remove", *where, "--drain", "--yes")
+    assert removed.code == 0
+    assert "m:v1 from mec-1" in removed.out
+    assert asked == [
+        *(("POST", f"/admin/models/m:v1/{verb}") for verb in ("load", "unload", "pin", "unpin")),
+        ("DELETE", "/admin/models/m:v1?drain=true"),
+    ]
+
+
+def test_a_node_that_refuses_to_remove_says_why(
+    mecroute: Callable[..., Any], config: Callable[[str], Path]
+) -> None:
+    error = {"error": {"message": "'m:v1' answers 2 requests", "hint": "drain"}}
+    with _node(lambda *_: (409, error)) as url:
+        answer = mecroute("nodes", "remove", "m:v1", "--on", "mec-1", "--yes", "--config", config(url))
+    assert answer.code == 1
+    assert "answers 2 requests" in answer.err

@@ -164,7 +164,7 @@ def test_a_request_without_a_prompt_loads(client: ollama.Client, http: httpx.Cli
     assert client.generate(model="tiny").done_reason == "load"
     assert client.chat(model="tiny", messages=[]).message.content == ""
     assert [piece.done for piece in client.generate(model="tiny", stream=True)] == [True]
-    error = error_of(http.post("/api/generate", json={"model": "tiny", "keep_alive": 0}), 400)
+    error = error_of(http.post("/api/generate", json={"model": "tiny", "keep_alive": "soon"}), 400)
     assert "keep_alive" in error
     with pytest.raises(ollama.ResponseError) as caught:
         client.generate(model="huge")

@@ -16,7 +16,7 @@ import pytest
 from mecroute_server.run import NodeServer
 from mecroute_server.settings import ServerSettings
 from support.server import running_node
-from support.tiny_encoder import embedding, write_encoder
+from support.tiny_encoder import WORDS, embedding, write_encoder
 from support.tiny_onnx import write_classifier
 
 
@@ -54,6 +54,17 @@ def test_openai_client(server: NodeServer) -> None:
     assert answer.model == "encoder"
 
 
+def test_token_ids_are_read_as_they_are(http: httpx.Client) -> None:
+    ids = [WORDS.index("edge"), WORDS.index("cloud")]
+    of_ids, mixed = (
+        http.post("/v1/embeddings", json={"model": "encoder", "input": given}).json()["data"]
+        for given in (ids, ["slow", ids])
+    )
+    np.testing.assert_allclose(of_ids[0]["embedding"], embedding("edge cloud"), atol=1e-6)
+    np.testing.assert_allclose(mixed[1]["embedding"], embedding("edge cloud"), atol=1e-6)
+    np.testing.assert_allclose(mixed[0]["embedding"], embedding("slow"), atol=1e-6)
+
+
 def test_base64_is_the_same_as_numbers(http: httpx.Client) -> None:
     ask = {"model": "encoder", "input": ["edge cloud"]}
     (plain,) = http.post("/v1/embeddings", json=ask).json()["data"]
@@ -86,7 +97,8 @@ def test_a_burst_of_requests_of_all_lengths(server: NodeServer) -> None:
         ({"input": "a", "dimensions": True}, "at least 1"),
         ({"input": "a", "dimensions": "3"}, "at least 1"),
         ({"input": "a", "task": "x"}, "'task'"),
-        ({"input": [1, 2]}, "token ids"),
+        ({"input": [1, 8]}, "vocabulary of 8"),
+        ({"input": [[2], "edge", []]}, "input[2]"),
         ({"input": "a", "model": "c"}, "no tokenizer"),
     ],
 )

@@ -106,6 +106,23 @@ def test_embeddings_as_numbers_and_as_base64(http: httpx.Client) -> None:
         assert math.hypot(*number["embedding"]) == pytest.approx(1, abs=1e-3)
 
 
+def test_embeddings_of_token_ids_and_with_fewer_dimensions(node: NodeServer, http: httpx.Client) -> None:
+    slot = node.node.pool.find("tiny")
+    assert slot.loaded is not None
+    texts = [SAYS[:4], SAYS[3:7]]  # each of these bytes has an axis of its own
+    tokens = [list(slot.loaded.engine.tokenize(text)) for text in texts]  # type: ignore[union-attr]
+    ask = {"model": "tiny", "input": texts}
+    of_texts, of_tokens, of_one, short = (
+        http.post("/v1/embeddings", json={**ask, **fields}).json()
+        for fields in ({}, {"input": tokens}, {"input": tokens[1]}, {"dimensions": 5})
+    )
+    assert of_tokens == of_texts
+    assert of_one["data"][0]["embedding"] == pytest.approx(of_texts["data"][1]["embedding"], abs=1e-5)
+    for whole, few in zip(of_texts["data"], short["data"], strict=True):
+        head = whole["embedding"][:5]
+        assert few["embedding"] == pytest.approx([value / math.hypot(*head) for value in head], abs=1e-6)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -113,11 +130,15 @@ def test_embeddings_as_numbers_and_as_base64(http: httpx.Client) -> None:
         {"input": []},
         {"input": ""},
         {"input": ["a", ""]},
-        {"input": [1, 2]},
-        {"input": [[1, 2]]},
+        {"input": [1, -2]},
+        {"input": [1, 2.5]},
+        {"input": [[1, 2], []]},
+        {"input": [[1, True]]},
+        {"input": [[1, 10**9]]},
         {"input": {"a": 1}},
         {"input": "a", "encoding_format": "hex"},
-        {"input": "a", "dimensions": 3},
+        {"input": "a", "dimensions": 65},
+        {"input": "a", "dimensions": 0},
         {"input": "a", "task": "x"},
         {"input": ["a"] * 2049},
         {"input": "word " * 400},

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mecroute_cli import formats
+from mecroute_cli.commands.node_models import add_verbs
 from mecroute_cli.help import examples
 from mecroute_cli.nouns import Noun
 from mecroute_cli.session import session_of
@@ -35,6 +36,7 @@ def build() -> typer.Typer:
     """`mecroute nodes …`."""
     noun = Noun("MEC nodes, and how they are.")
     noun.verb("list", list_nodes, examples("mecroute nodes list", "mecroute nodes list --json"))
+    add_verbs(noun)
     return noun.app
 
 

@@ -44,6 +44,15 @@ def serve(
         int | None, typer.Option("--parallel", min=1, max=256, help="Sequences at once.")
     ] = None,
     gpu_layers: Annotated[int | None, typer.Option("--gpu-layers", min=-1, help="-1: all of them.")] = None,
+    memory_budget_bytes: Annotated[
+        int | None, typer.Option("--memory-budget-bytes", min=1, help="RAM of all models together.")
+    ] = None,
+    pinned: Annotated[
+        list[str] | None, typer.Option("--pin", metavar="REF", help="It stays in memory; several times.")
+    ] = None,
+    keep_alive_s: Annotated[
+        float | None, typer.Option("--keep-alive-s", min=0, help="Unload what nobody asks for so long.")
+    ] = None,
     max_queue: Annotated[
         int | None, typer.Option("--max-queue", min=0, help="Waiting requests, then 429.")
     ] = None,
@@ -96,6 +105,9 @@ def serve(
         "context": context,
         "parallel": parallel,
         "gpu_layers": gpu_layers,
+        "memory_budget_bytes": memory_budget_bytes,
+        "pinned": pinned or None,
+        "keep_alive_s": keep_alive_s,
         "max_queue": max_queue,
         "speculation": speculation,
         "draft_model": draft_model,
@@ -181,6 +193,17 @@ def settings_from(
         context=server.context,
         parallel=server.parallel,
         gpu_layers=server.gpu_layers,
+        main_gpu=server.main_gpu,
+        split_mode=server.split_mode,
+        tensor_split=server.tensor_split,
+        gpu_devices=server.gpu_devices,
+        adapters=server.adapters,
+        memory_budget_bytes=server.memory_budget_bytes,
+        vram_budget_bytes=server.vram_budget_bytes,
+        pinned=server.pinned,
+        keep_alive_s=server.keep_alive_s,
+        load_wait_s=server.load_wait_s,
+        state_path=server.state_path,
         max_queue=server.max_queue,
         speculation=server.speculation,
         draft_model=server.draft_model,

@@ -72,8 +72,8 @@ async def ready(node: CurrentNode) -> JSONResponse:
 @router.get("/models/{name:path}/versions/{version}/ready")
 async def model_ready(node: CurrentNode, name: str, version: str | None = None) -> JSONResponse:
     """200 when that model can serve; otherwise 503."""
-    slot = node.pool.find(_ref(node, name, version))
-    is_ready = slot.loaded is not None and not node.pool.closing
+    slot = await node.pool.wanted(_ref(node, name, version))
+    is_ready = slot in node.pool.offered() and not node.pool.closing
     body = {"name": slot.name, "ready": is_ready}
     return JSONResponse(body, status_code=200 if is_ready else 503)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,11 +14,11 @@ from mecroute.engines.llama import openai
 from mecroute.engines.llama.engine import LlamaEngine
 from mecroute.errors import InvalidRequestError, ModelNotFoundError
 from mecroute_registry._version import __version__
-from mecroute_registry.gguf import GgufFacts
 from mecroute_server.body import read_json_object
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
 from mecroute_server.formats import ollama as shapes
 from mecroute_server.formats.fields import known_fields
+from mecroute_server.formats.keep_alive import parse_keep_alive
 from mecroute_server.generation import Endpoint, generate, lend, record_embedding, wants_stream
 from mecroute_server.node import Node
 from mecroute_server.routes.node import CurrentNode
@@ -25,7 +26,7 @@ from mecroute_server.slot import ModelSlot
 
 router = APIRouter(prefix="/api")
 
-_EMBED = frozenset({"model", "input", "truncate", "options", "keep_alive"})
+_EMBED = frozenset({"model", "input", "truncate", "options", "keep_alive", "dimensions"})
 
 
 def _streams(body: Mapping[str, Any]) -> bool:
@@ -65,13 +66,16 @@ async def generate_(request: Request, node: CurrentNode) -> Response:
 async def embed(request: Request, node: CurrentNode) -> Response:
     """One vector per text. A text that is too long is refused, never cut off."""
     body = await _read(request, node)
-    fields = known_fields(body, _EMBED, {"dimensions": (0,)})
-    texts, _ = openai.parse_embeddings({"input": fields.get("input")})
+    fields = known_fields(body, _EMBED, {})
+    given = fields.get("input")
+    if not isinstance(given, str) and not (isinstance(given, list) and all(type(x) is str for x in given)):
+        raise InvalidRequestError("'input' must be a text or a list of texts")
+    asked = openai.parse_embeddings({"input": given, "dimensions": fields.get("dimensions") or None})
     started_at = time.perf_counter()
     lease = await lend(request, node, body)
     lent_at = time.perf_counter()
     try:
-        vectors, tokens = await unless_caller_leaves(request, node.embeddings.embed(lease, texts))
+        vectors, tokens = await unless_caller_leaves(request, node.embeddings.embed(lease, asked.inputs))
     except CallerLeftError:
         node.metrics.record_cancelled(lease.ref)
         return Response(status_code=499)
@@ -79,7 +83,7 @@ async def embed(request: Request, node: CurrentNode) -> Response:
     return JSONResponse(
         {
             "model": lease.ref,
-            "embeddings": vectors,
+            "embeddings": openai.shortened(vectors, asked.dimensions, lease.ref),
             "total_duration": int((time.perf_counter() - started_at) * 1e9),
             "load_duration": int((lent_at - started_at) * 1e9),
             "prompt_eval_count": tokens,
@@ -90,7 +94,7 @@ async def embed(request: Request, node: CurrentNode) -> Response:
 @router.get("/tags")
 async def tags(node: CurrentNode) -> JSONResponse:
     """The models that can be asked now."""
-    return JSONResponse({"models": [_listed(slot) for slot in node.pool.ready() if not slot.is_onnx]})
+    return JSONResponse({"models": [_listed(slot) for slot in node.pool.offered() if not slot.is_onnx]})
 
 
 @router.post("/show")
@@ -121,7 +125,7 @@ async def show(request: Request, node: CurrentNode) -> JSONResponse:
             "template": "",
             "license": facts.license or "",
             "modified_at": shapes.timestamp(slot.loaded.since),
-            "details": _details(facts),
+            "details": _details(family, facts.parameters, facts.quantization),
             "model_info": {
                 "general.architecture": family,
                 "general.basename": facts.name or slot.name,
@@ -144,6 +148,7 @@ async def version() -> JSONResponse:
 async def _read(request: Request, node: Node) -> dict[str, Any]:
     """The body, its model under the name it has on this node: `latest` is what Ollama calls no tag."""
     body = await read_json_object(request, node.settings.max_body_bytes)
+    request.state.keep_alive_s = parse_keep_alive(body.get("keep_alive"))
     name = body.get("model") or body.get("name")
     if isinstance(name, str) and name.endswith(":latest") and node.pool.slot(name) is None:
         name = name.removesuffix(":latest")
@@ -151,34 +156,52 @@ async def _read(request: Request, node: Node) -> dict[str, Any]:
 
 
 async def _load(
-    request: Request, node: Node, body: Mapping[str, Any], answer: Callable[[str], dict[str, Any]]
+    request: Request, node: Node, body: Mapping[str, Any], answer: Callable[[str, str], dict[str, Any]]
 ) -> JSONResponse:
+    """Have a model in memory, or with a `keep_alive` of 0 out of it once its requests have ended."""
+    if request.state.keep_alive_s == 0 and isinstance(body.get("model"), str):
+        slot = await node.pool.wanted(body["model"])
+        node.pool.residency.keep(slot, 0)
+        return JSONResponse(answer(slot.ref, "unload"))
     lease = await lend(request, node, body)
     lease.release()
-    return JSONResponse(answer(lease.ref))
+    return JSONResponse(answer(lease.ref, "load"))
 
 
 def _listed(slot: ModelSlot) -> dict[str, Any]:
-    assert slot.loaded is not None
-    assert isinstance(slot.loaded.engine, LlamaEngine)
+    model, loaded = slot.model, slot.loaded
+    if loaded is not None:
+        since, size = loaded.since, loaded.size_bytes
+    elif model is not None:
+        since, size = model.created, model.size_bytes
+    else:
+        since, size = datetime.fromtimestamp(0, UTC), 0
+    engine = loaded.engine if loaded is not None else None
+    if isinstance(engine, LlamaEngine):
+        details = _details(engine.facts.architecture, engine.facts.parameters, engine.facts.quantization)
+    else:
+        details = _details(
+            (model and model.architecture) or "", (model and model.parameters) or 0,
+            (model and model.quantization) or "",
+        )  # fmt: skip
     return {
         "name": slot.ref,
         "model": slot.ref,
-        "modified_at": shapes.timestamp(slot.loaded.since),
-        "size": slot.loaded.size_bytes,
-        "digest": slot.model.digest.removeprefix("sha256:") if slot.model else "",
-        "details": _details(slot.loaded.engine.facts),
+        "modified_at": shapes.timestamp(since),
+        "size": size,
+        "digest": model.digest.removeprefix("sha256:") if model else "",
+        "details": details,
     }
 
 
-def _details(facts: GgufFacts) -> dict[str, Any]:
+def _details(family: str, parameters: int, quantization: str) -> dict[str, Any]:
     return {
         "parent_model": "",
         "format": "gguf",
-        "family": facts.architecture,
-        "families": [facts.architecture],
-        "parameter_size": _in_short(facts.parameters),
-        "quantization_level": facts.quantization,
+        "family": family,
+        "families": [family],
+        "parameter_size": _in_short(parameters),
+        "quantization_level": quantization,
     }
 
 

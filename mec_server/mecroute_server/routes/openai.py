@@ -78,14 +78,15 @@ async def embeddings(request: Request, node: CurrentNode) -> Response:
     body = await read_json_object(request, node.settings.max_body_bytes)
     if isinstance(body.get("model"), str) and await node.pool.serves_onnx(body["model"]):
         return await answer_embeddings(request, node, body)
-    texts, as_base64 = shapes.parse_embeddings(body)
+    asked = shapes.parse_embeddings(body)
     lease = await lend(request, node, body)
     try:
-        vectors, tokens = await unless_caller_leaves(request, node.embeddings.embed(lease, texts))
+        vectors, tokens = await unless_caller_leaves(request, node.embeddings.embed(lease, asked.inputs))
     except CallerLeftError:
         node.metrics.record_cancelled(lease.ref)
         return Response(status_code=499)
-    answer = shapes.embeddings_response(vectors, tokens=tokens, model=lease.ref, as_base64=as_base64)
+    vectors = shapes.shortened(vectors, asked.dimensions, lease.ref)
+    answer = shapes.embeddings_response(vectors, tokens=tokens, model=lease.ref, as_base64=asked.as_base64)
     record_embedding(request, node, lease.ref, tokens)
     return JSONResponse(answer)
 
@@ -94,15 +95,15 @@ async def embeddings(request: Request, node: CurrentNode) -> Response:
 async def list_models(request: Request, node: CurrentNode) -> JSONResponse:
     """The models that can be asked now; Anthropic's clients get them in Anthropic's shape."""
     if dialect_of(request.url.path, request.headers) == "anthropic":
-        return JSONResponse(anthropic.model_page(node.pool.ready()))
-    return JSONResponse({"object": "list", "data": [_model_object(slot) for slot in node.pool.ready()]})
+        return JSONResponse(anthropic.model_page(node.pool.offered()))
+    return JSONResponse({"object": "list", "data": [_model_object(slot) for slot in node.pool.offered()]})
 
 
 @router.get("/models/{name:path}")
 async def retrieve_model(name: str, request: Request, node: CurrentNode) -> JSONResponse:
     """One of them."""
-    slot = node.pool.find(name)
-    if slot.loaded is None:
+    slot = await node.pool.wanted(name)
+    if slot not in node.pool.offered():
         raise ModelNotFoundError(
             f"'{slot.ref}' is {slot.state} on this node", hint="GET /v1/models lists the models", model=name
         )
@@ -112,19 +113,30 @@ async def retrieve_model(name: str, request: Request, node: CurrentNode) -> JSON
 
 
 def _model_object(slot: ModelSlot) -> dict[str, Any]:
-    assert slot.loaded is not None
-    engine = slot.loaded.engine
-    return {
-        "id": slot.ref,
-        "object": "model",
-        "created": int(slot.loaded.since.timestamp()),
-        "owned_by": "mecroute",
-        "mecroute": {
-            "digest": slot.model.digest if slot.model else None,
+    model, loaded = slot.model, slot.loaded
+    since = loaded.since if loaded is not None else model.created if model is not None else None
+    described: dict[str, Any] = {
+        "digest": model.digest if model is not None else None,
+        "loaded": loaded is not None,
+        "context_length": None,
+        "parallel": None,
+        "parameters": model.parameters if model is not None else None,
+        "quantization": model.quantization if model is not None else None,
+        "size_bytes": model.size_bytes if model is not None else None,
+    }
+    if loaded is not None:
+        engine = loaded.engine
+        described |= {
             "context_length": engine.n_ctx,
             "parallel": engine.n_parallel,
             "parameters": engine.facts.parameters,
             "quantization": engine.facts.quantization,
-            "size_bytes": slot.loaded.size_bytes,
-        },
+            "size_bytes": loaded.size_bytes,
+        }
+    return {
+        "id": slot.ref,
+        "object": "model",
+        "created": int(since.timestamp()) if since is not None else 0,
+        "owned_by": "mecroute",
+        "mecroute": described,
     }

@@ -71,13 +71,13 @@ class CacheAgent:
     @staticmethod
     def heat(model: str, targets: Iterable[TargetState], in_store: bool) -> Heat:
         """`hot` when loaded on a MEC node, `warm` when it lies in the store, else `cold`."""
-        if any(t.target.tier == "mec" and t.target.model == model for t in targets):
+        if any(t.target.tier == "mec" and t.target.model == model and not t.ready_in_ms for t in targets):
             return "hot"
         return "warm" if in_store else "cold"
 
 
 def _key(request: Request) -> str | None:
-    if request.task == "embed":
+    if request.task in ("embed", "classify", "infer"):
         deterministic = True
     else:
         temperature = request.body.get("temperature")

@@ -136,7 +136,7 @@ class ResourceAgent:
             context = self._config.device.context
             yield TargetState(
                 target=target,
-                tasks=frozenset(model.tasks),
+                tasks=frozenset(model.tasks) - {"classify", "infer"},
                 abilities=_LOCAL_ABILITIES,
                 context_length=min(context, model.context_length or context),
                 accuracy=model.accuracy,
@@ -190,7 +190,8 @@ class ResourceAgent:
             if node.name not in self._node_prices:
                 self._node_prices[node.name] = price_of(node, ())
             away = _is_away(node.url)
-            models = [m for m in watch.report.models if m.state == "ready"] if watch.report else []
+            reported = watch.report.models if watch.report else ()
+            models = [m for m in reported if m.state == "ready" or m.on_demand]
             if not models:
                 problem = watch.problem or "no model is ready there"
                 yield TargetState(
@@ -229,6 +230,7 @@ class ResourceAgent:
             decode_tokens_per_s=decode,
             speed_source=source,
             round_trip_ms=watch.round_trip_ms or 0.0,
+            ready_in_ms=_ready_in_ms(model),
             running=load.running,
             queued=load.queued,
             parallel=load.parallel,
@@ -266,3 +268,11 @@ class ResourceAgent:
 
 def _is_away(url: str) -> bool:
     return not is_loopback(urlsplit(url).hostname or "")
+
+
+def _ready_in_ms(model: ModelReport) -> float:
+    """How long a node takes until a model can begin: what its last load took, else what its size says."""
+    if model.state == "ready":
+        return 0.0
+    load_s = (model.size_bytes or 0) / _LOAD_BYTES_PER_S if model.load_s is None else model.load_s
+    return load_s * 1000

@@ -135,6 +135,17 @@ class ServerConfig(_Table):
     context: int = Field(default=4096, ge=64, le=1_000_000, description="tokens per sequence")
     parallel: int = Field(default=8, ge=1, le=256, description="sequences decoded at once")
     gpu_layers: int = Field(default=0, ge=-1)
+    main_gpu: int = Field(default=0, ge=0, description="the one under split_mode none")
+    split_mode: Literal["none", "layer", "row"] | None = Field(default=None, description="over several GPUs")
+    tensor_split: tuple[float, ...] = Field(default=(), description="the share of each GPU")
+    gpu_devices: tuple[str, ...] = Field(default=(), description="names of the GPUs to use; default: all")
+    adapters: dict[str, Path] = Field(default={}, description="GGUF files of LoRA adapters, by name")
+    memory_budget_bytes: int | None = Field(default=None, ge=1, description="RAM of all models together")
+    vram_budget_bytes: int | None = Field(default=None, ge=0, description="GPU memory of all models together")
+    pinned: tuple[str, ...] = Field(default=(), description="models that stay in memory")
+    keep_alive_s: float | None = Field(default=None, ge=0, description="of a model that nobody asks")
+    load_wait_s: float = Field(default=60, ge=0, le=86_400, description="for a model that is being loaded")
+    state_path: Path | None = Field(default=None, description="remembers what was deployed and pinned")
     max_queue: int = Field(default=64, ge=0, le=100_000)
     speculation: Literal["off", "prompt-lookup", "draft"] = Field(
         default="off", description="guess tokens ahead where that is measured to pay"
@@ -179,9 +190,9 @@ class ServerConfig(_Table):
     directory: S3Uri | None = Field(default=None, description="s3:// folder in which the node is listed")
     advertise_url: HttpUrl | None = Field(default=None, description="where others reach it; default: its own")
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "pinned", "tensor_split", "gpu_devices", mode="before")
     @classmethod
-    def _origins_of_a_variable(cls, value: object) -> object:
+    def _list_of_a_variable(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
 
     @model_validator(mode="after")

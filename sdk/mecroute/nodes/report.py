@@ -28,6 +28,11 @@ class ModelReport(BaseModel):
         detail: why it failed, or what it is doing; None when there is nothing to say.
         context_length, parallel, threads: None while the model is not loaded.
         accuracy: 0..1, as registered; None where unknown.
+        pinned: whether it stays in memory whatever else is asked for.
+        on_demand: whether a request brings it into memory, where it is not; takes about `load_s` seconds.
+        load_s: how long its last load took; None where it was never loaded.
+        heat: requests so far, each counting half after ten minutes.
+        resident_bytes, vram_resident_bytes: what it takes of the node's memory budgets.
         prefix_hit_rate: 0..1, share of the prompt tokens since the start that were found in the cache.
         prefixes: keys (see `mecroute.prefix_keys`) of the conversations whose tokens are in memory, the
             most recently used first, at most 256.
@@ -54,6 +59,12 @@ class ModelReport(BaseModel):
     size_bytes: int | None = Field(default=None, ge=0)
     quantization: str | None = None
     accuracy: float | None = Field(default=None, ge=0, le=1)
+    pinned: bool = False
+    on_demand: bool = False
+    load_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    heat: float = Field(default=0, ge=0, allow_inf_nan=False)
+    resident_bytes: int = Field(default=0, ge=0)
+    vram_resident_bytes: int = Field(default=0, ge=0)
     prefix_hit_rate: float | None = Field(default=None, ge=0, le=1)
     prefixes: tuple[str, ...] = Field(default=(), max_length=256)
 
@@ -78,6 +89,10 @@ class NodeReport(BaseModel):
     memory_total_bytes: int = Field(default=0, ge=0)
     memory_available_bytes: int = Field(default=0, ge=0)
     peak_memory_bytes: int | None = Field(default=None, ge=0, description="of the node's own process")
+    memory_budget_bytes: int | None = Field(default=None, ge=0, description="RAM its models may take")
+    memory_resident_bytes: int = Field(default=0, ge=0, description="RAM its models take")
+    vram_budget_bytes: int | None = Field(default=None, ge=0)
+    vram_resident_bytes: int = Field(default=0, ge=0)
     gpu_backend: str | None = None
     models: tuple[ModelReport, ...] = ()
     retry_after_s: float = Field(default=0, ge=0, allow_inf_nan=False)

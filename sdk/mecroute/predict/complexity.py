@@ -55,7 +55,7 @@ def request_features(request: Request, *, usual_output_tokens: float | None = No
     """
     text = request.text()
     prompt_tokens = estimate_tokens(text)
-    if request.task == "embed":
+    if request.task in ("embed", "classify", "infer"):
         return RequestFeatures(0.0, (), prompt_tokens, 0)
     turns = 1
     instructions = text

@@ -17,6 +17,7 @@ from mecroute.requirements import Requirements
 from mecroute.simulate.world import Asked, Place, World
 from mecroute.state.store import StateStore
 from mecroute.target import TargetState
+from mecroute_registry.facts import Task
 
 _CONTEXT_LENGTH = 10_000_000  # the traces hold prompts of any length; what fits is not what is compared
 
@@ -195,7 +196,7 @@ class Agents(Strategy):
         )
 
 
-_TASKS = frozenset({"chat"})
+_TASKS: frozenset[Task] = frozenset({"chat"})
 _ABILITIES: frozenset[str] = frozenset()
 
 #: The strategies, in the order in which they are reported.

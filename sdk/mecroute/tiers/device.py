@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mecroute.agents.resource import DeviceLoad
 from mecroute.config.schema import DeviceConfig
-from mecroute.errors import MissingExtraError
+from mecroute.errors import MissingExtraError, NodeNotReadyError
 from mecroute.target import Target
 from mecroute.tiers.base import Call
 from mecroute_registry.store import Registry
@@ -52,12 +52,17 @@ class DeviceTier:
         """The whole answer; see `Tier`. Cancelling the call stops the model."""
         from mecroute.engines.llama import openai
 
+        if call.task in ("classify", "infer"):
+            raise NodeNotReadyError(
+                f"the device does not run '{call.task}'", hint="a MEC node does", tier="device"
+            )
         engine = await self._engine(call.target)
         if call.task == "embed":
-            texts, as_base64 = openai.parse_embeddings(call.body)
-            vectors, tokens = await asyncio.to_thread(engine.embed, texts)
+            asked = openai.parse_embeddings(call.body)
+            vectors, tokens = await asyncio.to_thread(engine.embed, asked.inputs)
+            vectors = openai.shortened(vectors, asked.dimensions, call.target.model)
             return openai.embeddings_response(
-                vectors, tokens=tokens, model=call.target.model, as_base64=as_base64
+                vectors, tokens=tokens, model=call.target.model, as_base64=asked.as_base64
             )
         if call.task == "completion":
             generation = engine.submit(openai.parse_completion(call.body, engine))

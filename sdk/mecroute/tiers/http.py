@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import httpx
 
@@ -36,6 +37,7 @@ _PATHS: Mapping[Task, str] = {
     "chat": "/chat/completions",
     "completion": "/completions",
     "embed": "/embeddings",
+    "classify": "/classify",
 }
 _CONNECT_S: Mapping[Tier, float] = {"mec": 2.0, "cloud": 5.0}
 #: Longest silence before an answer's first byte and between two chunks of a stream.
@@ -178,7 +180,9 @@ class HttpTier:
 
     async def _send(self, endpoint: Endpoint, call: Call, span: CallSpan, *, stream: bool) -> httpx.Response:
         body = {**call.body, "model": call.target.model, "stream": stream}
-        if call.task == "embed":
+        if call.task == "infer":
+            body = {name: call.body[name] for name in ("inputs", "outputs") if name in call.body}
+        elif call.task in ("embed", "classify"):
             del body["stream"]
         elif stream:
             # Token counts are needed for the outcome, whether or not the caller wants them.
@@ -194,7 +198,7 @@ class HttpTier:
         silence = _SILENCE_S[endpoint.tier]
         request = self._http.build_request(
             "POST",
-            endpoint.base_url.rstrip("/") + _PATHS[call.task],
+            _url(endpoint, call),
             json=body,
             headers=headers,
             timeout=httpx.Timeout(silence, connect=_CONNECT_S[endpoint.tier]),
@@ -236,6 +240,14 @@ class HttpTier:
     def _lost(self, target: Target) -> None:
         if self._traffic is not None:
             self._traffic.lost(target)
+
+
+def _url(endpoint: Endpoint, call: Call) -> str:
+    base = endpoint.base_url.rstrip("/")
+    if call.task == "infer":
+        # The Open Inference Protocol stands beside OpenAI's, not below it.
+        return f"{base.removesuffix('/v1')}/v2/models/{quote(call.target.model, safe=':/')}/infer"
+    return base + _PATHS[call.task]
 
 
 async def _refusal(endpoint: Endpoint, response: httpx.Response, model: str) -> MecrouteError:

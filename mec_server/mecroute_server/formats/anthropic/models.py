@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from mecroute_server.slot import ModelSlot
@@ -9,13 +10,16 @@ from mecroute_server.slot import ModelSlot
 
 def model_info(slot: ModelSlot) -> dict[str, Any]:
     """One model."""
-    assert slot.loaded is not None
-    n_ctx = slot.loaded.engine.n_ctx
+    loaded, model = slot.loaded, slot.model
+    n_ctx = loaded.engine.n_ctx if loaded is not None else None
+    since = datetime.fromtimestamp(0, UTC) if model is None else model.created
+    if loaded is not None:
+        since = loaded.since
     return {
         "type": "model",
         "id": slot.ref,
         "display_name": slot.ref,
-        "created_at": slot.loaded.since.isoformat().replace("+00:00", "Z"),
+        "created_at": since.astimezone(UTC).isoformat().replace("+00:00", "Z"),
         "lifecycle": "active",
         "max_input_tokens": n_ctx,
         "max_tokens": n_ctx,

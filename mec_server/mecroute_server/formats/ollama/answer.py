@@ -47,18 +47,18 @@ def generate_pieces(generation: Generation, reply: Reply) -> AsyncIterator[dict[
     return _pieces(generation, reply, _generate)
 
 
-def loaded_chat(model: str) -> dict[str, Any]:
-    """The answer of `/api/chat` to a request that asks nothing."""
-    return _loaded(model, _chat)
+def loaded_chat(model: str, reason: str) -> dict[str, Any]:
+    """The answer of `/api/chat` to a request that asks nothing; `reason` is `load` or `unload`."""
+    return _loaded(model, _chat, reason)
 
 
-def loaded_generate(model: str) -> dict[str, Any]:
+def loaded_generate(model: str, reason: str) -> dict[str, Any]:
     """The same for `/api/generate`."""
-    return _loaded(model, _generate)
+    return _loaded(model, _generate, reason)
 
 
-def _loaded(model: str, put: _Put) -> dict[str, Any]:
-    return {**_frame(model), **put("", []), "done": True, "done_reason": "load"}
+def _loaded(model: str, put: _Put, reason: str) -> dict[str, Any]:
+    return {**_frame(model), **put("", []), "done": True, "done_reason": reason}
 
 
 async def _whole(generation: Generation, reply: Reply, put: _Put) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from mecroute_server.formats.fields import (
     whole_number,
 )
 
-#: Fields that do not change what the answer says. When a model leaves memory is the operator's business.
+#: Fields that do not change what the answer says.
 _NEUTRAL = frozenset({"model", "name", "stream", "keep_alive"})
 _CHAT = _NEUTRAL | {"messages", "options", "format", "tools"}
 _GENERATE = _NEUTRAL | {"prompt", "system", "raw", "options", "format"}
@@ -65,23 +65,13 @@ _EMPTY_OPTIONS: dict[str, tuple[Any, ...]] = {
 
 
 def asks_nothing(body: Mapping[str, Any]) -> bool:
-    """Whether a request only wants the model to be in memory, as Ollama's clients do before the first one.
-
-    Raises:
-        InvalidRequestError: it wants the model to leave memory.
+    """Whether a request only wants the model to be in memory, as Ollama's clients do before the first one, or
+    to leave it.
     """
     if body.get("messages") or body.get("prompt"):
         return False
     # A system prompt alone is a prompt for a model, and an empty one from a body without any is not.
-    if body.get("system"):
-        return False
-    keep_alive = body.get("keep_alive")
-    if keep_alive in (0, "0", "0s") and not isinstance(keep_alive, bool):
-        raise InvalidRequestError(
-            "'keep_alive' 0 without a prompt, which unloads the model, is not supported by this server",
-            hint="an operator unloads it with POST /admin/models/{ref}/unload",
-        )
-    return True
+    return not body.get("system")
 
 
 def parse_chat(body: Mapping[str, Any], engine: LlamaEngine) -> GenerationRequest:

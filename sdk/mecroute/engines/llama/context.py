@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 from mecroute.engines.llama import native
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.threads import ThreadGovernor
+from mecroute.engines.llama.turns import Turns
 from mecroute.errors import InvalidModelFileError
+
+#: LoRA adapters as llama.cpp has them, and how much of each is added.
+Adapters = Sequence[tuple[Any, float]]
 
 
 class DecodeContext:
@@ -25,6 +31,8 @@ class DecodeContext:
         n_outputs: rows of a step whose logits may be asked for.
         n_threads: CPU threads at most; fewer are used while other processes need the cores.
         mean_pooled: compute one embedding a sequence instead of logits.
+        adapters: llama.cpp's LoRA adapters and their scales, applied to every row.
+        turns: whose turn it is to compute, where several contexts share the CPU.
 
     Raises:
         InvalidModelFileError: llama.cpp cannot make a context of that size for this model.
@@ -46,6 +54,8 @@ class DecodeContext:
         n_outputs: int,
         n_threads: int,
         mean_pooled: bool = False,
+        adapters: Adapters = (),
+        turns: Turns | None = None,
     ) -> None:
         import numpy as np
 
@@ -76,6 +86,11 @@ class DecodeContext:
                 f"{native.last_words(tail)}",
                 hint="ask for a shorter context or fewer parallel sequences",
             )
+        self._turns = turns or contextlib.nullcontext()
+        if adapters:
+            handles = (lib.llama_adapter_lora_p_ctypes * len(adapters))(*(handle for handle, _ in adapters))
+            scales = (ctypes.c_float * len(adapters))(*(scale for _, scale in adapters))
+            lib.llama_set_adapters_lora(self.handle, handles, len(adapters), scales)
         self._governor = ThreadGovernor(n_threads)
         self._memory = lib.llama_get_memory(self.handle)
 
@@ -111,7 +126,8 @@ class DecodeContext:
         if threads is not None:
             self._lib.llama_set_n_threads(self.handle, threads, threads)
         self._batch.n_tokens = n_rows
-        return int(self._decode(self.handle, self._batch))
+        with self._turns:
+            return int(self._decode(self.handle, self._batch))
 
     def sample(self, sampler: Any, row: int) -> int:
         """Choose the token after a row of the last step.

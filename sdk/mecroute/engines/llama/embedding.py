@@ -8,7 +8,7 @@ from typing import Any
 
 from mecroute.engines.llama.context import DecodeContext
 from mecroute.engines.llama.model import LlamaModel
-from mecroute.errors import ContextLengthError, TierError, TierUnreachableError
+from mecroute.errors import ContextLengthError, InvalidRequestError, TierError, TierUnreachableError
 
 
 class Embedder:
@@ -42,12 +42,18 @@ class Embedder:
             mean_pooled=True,
         )
 
-    def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
+    def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[list[list[float]], int]:
         """Embed texts; see `LlamaEngine.embed`."""
-        prompts = [self._model.tokenize(text) for text in texts]
+        prompts = [self._model.tokenize(text) if isinstance(text, str) else tuple(text) for text in texts]
         for at, prompt in enumerate(prompts):
             if not prompt:
                 raise ContextLengthError(f"text {at} of the input is empty", hint="send at least one token")
+            # llama.cpp aborts a whole batch for one token that is not in the vocabulary.
+            if min(prompt) < 0 or max(prompt) >= self._model.n_vocab:
+                raise InvalidRequestError(
+                    f"text {at} of the input has a token outside the vocabulary of {self._model.n_vocab}",
+                    hint="tokenize it with this model",
+                )
             if len(prompt) > self._n_ctx:
                 raise ContextLengthError(
                     f"text {at} of the input has {len(prompt)} tokens, "

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mecroute.device.hardware import default_threads
-from mecroute.engines.llama.context import DecodeContext
-from mecroute.engines.llama.draft_model import DraftModel
+from mecroute.engines.llama.adapters import AdapterSets
 from mecroute.engines.llama.embedding import Embedder
 from mecroute.engines.llama.generation import (
     FinishReason,
@@ -19,25 +18,18 @@ from mecroute.engines.llama.generation import (
     GenerationRequest,
     Usage,
 )
+from mecroute.engines.llama.gpu import GpuOptions
 from mecroute.engines.llama.grammar import Grammar
-from mecroute.engines.llama.kv_memory import KvMemory, Resident, sequences_for
-from mecroute.engines.llama.kv_spill import KvSpill
-from mecroute.engines.llama.kv_transfer import KvTransfer
+from mecroute.engines.llama.kv_memory import Resident
+from mecroute.engines.llama.lane import LaneOptions, open_adapter_lane, open_lane, open_speculator
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.prefix_disk import PrefixDisk, PrefixDiskOptions
 from mecroute.engines.llama.prefix_folder import check_folder
-from mecroute.engines.llama.prefix_ram import PrefixRam
-from mecroute.engines.llama.residency import Residency
 from mecroute.engines.llama.sampling import GREEDY, SamplingParams
 from mecroute.engines.llama.scheduler import Scheduler
-from mecroute.engines.llama.sessions import ModelFile, Sessions
-from mecroute.engines.llama.speculation import (
-    MAX_DRAFT_ROWS,
-    Speculation,
-    Speculator,
-    check_speculation,
-)
-from mecroute.engines.llama.stats import EngineStats
+from mecroute.engines.llama.speculation import Speculation, check_speculation
+from mecroute.engines.llama.stats import EngineStats, combined
+from mecroute.engines.llama.turns import Turns
 from mecroute.errors import InvalidRequestError, TierUnreachableError
 
 __all__ = [
@@ -51,8 +43,6 @@ __all__ = [
     "Usage",
 ]
 
-#: Rows of a batch. More does not make a prompt faster on a CPU, and holds up whoever joins meanwhile.
-N_BATCH = 512
 #: Memory for conversations that have left the KV memory, where nothing else is asked for.
 PREFIX_RAM_BYTES = 256 * 1024 * 1024
 #: Texts to embed are cut off above this, because a text must fit one batch and buffers grow with it.
@@ -70,8 +60,11 @@ class LlamaEngine:
         n_threads: CPU threads at most; None takes the cores this process may use. While other processes
             need the cores, fewer are used.
         n_gpu_layers: layers to put on a GPU; 0 none, negative all.
+        gpu: on which of them, and in which parts.
         max_queue: ≥ 0; requests that may wait for a slot.
         name: names the model in errors and answers; the file's stem if None.
+        adapters: GGUF files of LoRA adapters that requests may name, by name. Each combination in use takes
+            as much KV memory as the model without any.
         kv_tokens: room of the KV memory that all requests share; None: `n_ctx * n_parallel`, which always
             suffices. With less, requests wait until what they may come to need is free.
         prefix_ram_bytes: memory for conversations that have left the KV memory, ≥ 0.
@@ -82,7 +75,8 @@ class LlamaEngine:
         draft_model: the small model's file, for `draft`; its vocabulary must be the model's.
 
     Raises:
-        ConfigError: that folder cannot be used; `draft` without a draft model, or a draft model without it.
+        ConfigError: that folder cannot be used; `draft` without a draft model, or a draft model without it;
+            there is no such GPU.
         InvalidModelFileError: the file cannot be loaded, or not with this context; or the draft model's.
         MissingExtraError: the `device` extra is not installed.
 
@@ -98,9 +92,11 @@ class LlamaEngine:
         n_parallel: int = 1,
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
+        gpu: GpuOptions | None = None,
         max_queue: int = 64,
         name: str | None = None,
         kv_tokens: int | None = None,
+        adapters: Mapping[str, Path] | None = None,
         prefix_ram_bytes: int = PREFIX_RAM_BYTES,
         prefix_disk: PrefixDiskOptions | None = None,
         speculation: Speculation = "off",
@@ -113,72 +109,55 @@ class LlamaEngine:
         self.name = name or path.stem
         self.n_parallel = n_parallel
         self.n_threads = n_threads or default_threads()
-        self._model = LlamaModel(path, n_gpu_layers=n_gpu_layers)
+        self._model = LlamaModel(path, n_gpu_layers=n_gpu_layers, gpu=gpu)
         self.facts = self._model.facts
         self.n_ctx = min(n_ctx, self._model.n_ctx_train or n_ctx)
         room = max(self.n_ctx, kv_tokens) if kv_tokens else self.n_ctx * n_parallel
-        n_sequences = sequences_for(n_parallel, room)
-        speculates = speculation != "off" and self._model.can_drop_suffix
-        speculator: Speculator | None = None
-        try:
-            if speculates:
-                drafter = None
-                if draft_model is not None:
-                    drafter = DraftModel(
-                        Path(draft_model),
-                        target=self._model,
-                        n_ctx=self.n_ctx,
-                        kv_tokens=room,
-                        n_sequences=n_parallel,
-                        n_threads=self.n_threads,
-                        n_gpu_layers=n_gpu_layers,
-                    )
-                speculator = Speculator(drafter)
-            context = DecodeContext(
-                self._model,
-                n_ctx=room,
-                n_seq_max=n_sequences,
-                n_batch=max(N_BATCH, n_parallel + MAX_DRAFT_ROWS),
-                # llama.cpp reserves at least one for each sequence
-                n_outputs=max(n_sequences, n_parallel + MAX_DRAFT_ROWS if speculates else 0),
-                n_threads=self.n_threads,
-            )
-        except BaseException:
-            if speculator is not None:
-                speculator.close()
-            self._model.close()
-            raise
-        sharing = self._model.prefix_sharing
-        memory = KvMemory(context, n_slots=n_sequences, kv_tokens=room, sharing=sharing)
-        ram = PrefixRam(prefix_ram_bytes)
-        transfer = KvTransfer(context, memory, ram, n_ctx=self.n_ctx, sharing_any=sharing == "any")
-        disk = None
-        if prefix_disk is not None:
-            disk = PrefixDisk(
-                prefix_disk,
-                prepare=lambda: self.sessions.fit_and_layout(),
-                on_fetched=lambda: self._scheduler.look_again(),
-                n_vocab=self._model.n_vocab,
-            )
-        self._scheduler = Scheduler(
-            self._model,
-            context,
-            Residency(memory, KvSpill(memory, transfer, ram, disk)),
-            name=self.name,
+        # Bound here and not to `self`, which the finalizer must not keep alive.
+        model = self._model
+        options = LaneOptions(
+            self.name,
             n_ctx=self.n_ctx,
             n_parallel=n_parallel,
+            n_threads=self.n_threads,
+            kv_tokens=room,
             max_queue=max_queue,
-            speculator=speculator,
+            turns=Turns() if adapters else None,
         )
+        try:
+            speculator = open_speculator(
+                model,
+                options,
+                speculation=speculation,
+                draft_model=draft_model,
+                n_gpu_layers=n_gpu_layers,
+            )
+            lane = open_lane(
+                model,
+                path,
+                options,
+                ram_bytes=prefix_ram_bytes,
+                disk_options=prefix_disk,
+                speculator=speculator,
+            )
+        except BaseException:
+            model.close()
+            raise
+        self._scheduler, self._disk = lane.scheduler, lane.disk
         #: Takes conversations out of the KV memory and in again.
-        self.sessions = Sessions(ModelFile(path), transfer, self._scheduler.on_engine, self._model.n_vocab)
-        self._disk = disk
-        if disk is not None:
-            disk.start()
+        self.sessions = lane.sessions
+        self._adapters = AdapterSets(
+            model,
+            adapters or {},
+            name=self.name,
+            make=lambda applied: open_adapter_lane(model, options, applied),
+        )
         self._embedders: list[Embedder] = []
         self._lock = threading.Lock()
         # Native code must not run on while the interpreter is torn down.
-        self._finalizer = weakref.finalize(self, _close, self._scheduler, disk, self._embedders, self._model)
+        self._finalizer = weakref.finalize(
+            self, _close, self._scheduler, lane.disk, self._adapters, self._embedders, model
+        )
 
     def __enter__(self) -> LlamaEngine:
         return self
@@ -227,7 +206,8 @@ class LlamaEngine:
             The handle to read the answer from.
 
         Raises:
-            InvalidRequestError: an empty prompt, an unknown token, max_tokens below 1, or a bad grammar.
+            InvalidRequestError: an empty prompt, an unknown token, max_tokens below 1, a bad grammar, or an
+                adapter that is not there or fits another model.
             ContextLengthError: the prompt leaves no room for an answer.
             OverloadedError: the queue is full.
             TierUnreachableError: the engine is closed.
@@ -257,19 +237,21 @@ class LlamaEngine:
             with self._lock:  # the model must not be freed meanwhile
                 self._check_open()
                 Grammar(self._model, request.constraint).close()
-        return self._scheduler.submit(request)
+        scheduler = self._adapters if request.adapters else self._scheduler
+        return scheduler.submit(request)
 
-    def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
+    def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[list[list[float]], int]:
         """Embed texts: the mean of the last hidden states over a text's tokens, at unit length.
 
         Args:
-            texts: each 1 to min(n_ctx, 2048) tokens.
+            texts: texts, or token ids of texts; each 1 to min(n_ctx, 2048) tokens.
 
         Returns:
             float32 values [len(texts), embedding_length], and the number of tokens in all texts.
 
         Raises:
             ContextLengthError: a text is too long.
+            InvalidRequestError: a token is not in the vocabulary.
             TierUnreachableError: the engine is closed.
         """
         with self._lock:
@@ -287,7 +269,20 @@ class LlamaEngine:
 
     def stats(self) -> EngineStats:
         """What the engine is doing, and how fast of late."""
-        return self._scheduler.stats()
+        return combined(self._scheduler.stats(), self._adapters.stats())
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The LoRA adapters that a request may name; an adapter's id is its place."""
+        return self._adapters.names
+
+    def prepare(self, request: GenerationRequest) -> None:
+        """Have the adapters of a request in memory, so that `submit` does not wait for their files.
+
+        Raises: as `submit`, for adapters.
+        """
+        if request.adapters:
+            self._adapters.prepare(request.adapters)
 
     def residents(self) -> list[Resident]:
         """The conversations whose tokens are in memory, the most recently used first."""
@@ -321,15 +316,20 @@ class LlamaEngine:
 
 
 def _close(
-    scheduler: Scheduler, disk: PrefixDisk | None, embedders: list[Embedder], model: LlamaModel
+    scheduler: Scheduler,
+    disk: PrefixDisk | None,
+    adapters: AdapterSets,
+    embedders: list[Embedder],
+    model: LlamaModel,
 ) -> None:
-    if scheduler.on_own_thread():
+    if scheduler.on_own_thread() or adapters.on_own_thread():
         # The garbage collector runs on any thread, and this one cannot wait for itself to end.
-        threading.Thread(target=_close, args=(scheduler, disk, embedders, model)).start()
+        threading.Thread(target=_close, args=(scheduler, disk, adapters, embedders, model)).start()
         return
     scheduler.close()
     if disk is not None:
         disk.close()
+    adapters.close()
     for embedder in embedders:
         embedder.close()
     model.close()

@@ -37,6 +37,7 @@ class GenerationRequest:
             nothing is computed.
         constraint: the grammar that the answer must conform to.
         functions: names of functions; the answer may be calls of these, for its reader to find.
+        adapters: LoRA adapters and their scales, sorted by name; empty for the model as it is.
         n: ≥ 1; answers to generate, each with the next seed. They share the prompt's KV cells.
         prefix_keys: names of the beginnings of the conversation that the prompt is made of; see
             `mecroute.prefix_keys`.
@@ -52,6 +53,7 @@ class GenerationRequest:
     top_logprobs: int | None = None
     constraint: Constraint | None = None
     functions: tuple[str, ...] = ()
+    adapters: tuple[tuple[str, float], ...] = ()
     n: int = 1
     prefix_keys: tuple[str, ...] = ()
     session: str | None = None

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from mecroute.engines.llama import native
 from mecroute.engines.llama.chat_template import ChatTemplate
+from mecroute.engines.llama.gpu import GpuOptions
 from mecroute.errors import InvalidModelFileError
 from mecroute_registry.gguf import read_gguf
 
@@ -22,22 +23,26 @@ class LlamaModel:
     Args:
         path: a GGUF file. Its header is checked in Python before llama.cpp sees it.
         n_gpu_layers: layers to put on a GPU; 0 none, negative all.
+        gpu: on which of them.
 
     Raises:
+        ConfigError: there is no such GPU.
         InvalidModelFileError: the file is missing, damaged, or of an architecture llama.cpp does not know.
         MissingExtraError: llama-cpp-python is not installed.
 
     Everything but `close` is thread-safe.
     """
 
-    def __init__(self, path: Path, *, n_gpu_layers: int = 0) -> None:
+    def __init__(self, path: Path, *, n_gpu_layers: int = 0, gpu: GpuOptions | None = None) -> None:
         lib = native.llama()
         self.path = path
         self.facts = read_gguf(path)
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
+        kept_alive = gpu.apply(params) if gpu is not None else []
         with native.captured_log() as tail:
             self.handle = lib.llama_model_load_from_file(str(path).encode(), params)
+        del kept_alive
         if not self.handle:
             raise InvalidModelFileError(
                 f"llama.cpp cannot load '{path}'{native.last_words(tail)}",

@@ -15,7 +15,7 @@ from typing import Any
 from mecroute.errors import MissingExtraError
 
 #: ggml_log_level: WARN and ERROR are worth keeping, CONT continues the line before it.
-_WARN, _ERROR, _CONT = 2, 3, 5
+_WARN, _ERROR, _CONT = 3, 4, 5
 
 _lock = threading.Lock()
 _lib: Any = None
@@ -46,6 +46,31 @@ def llama() -> Any:
             module.llama_backend_init()
             _lib = module
     return _lib
+
+
+def ggml() -> Any:
+    """The library of devices under llama.cpp, with the functions that tell of them.
+
+    Raises:
+        MissingExtraError: see `llama`.
+    """
+    llama()
+    from llama_cpp._ggml import libggml
+
+    library: Any = libggml
+    device, size = ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t)
+    for name, result, arguments in (
+        ("count", ctypes.c_size_t, []),
+        ("get", device, [ctypes.c_size_t]),
+        ("type", ctypes.c_int, [device]),
+        ("name", ctypes.c_char_p, [device]),
+        ("description", ctypes.c_char_p, [device]),
+        ("memory", None, [device, size, size]),
+    ):
+        function = library[f"ggml_backend_dev_{name}"]
+        function.restype, function.argtypes = result, arguments
+        setattr(library, f"ggml_backend_dev_{name}", function)
+    return library
 
 
 def keeping_gil(function: str) -> Any:

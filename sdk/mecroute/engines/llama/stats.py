@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from mecroute.engines.llama.gaps import GapCounts
 
@@ -64,3 +65,20 @@ class EngineStats:
     def prefix_hit_rate(self) -> float | None:
         """Share of the prompt tokens that were not computed again; None before there are any."""
         return self.prefix_hit_tokens / self.prompt_tokens_total if self.prompt_tokens_total else None
+
+
+def combined(first: EngineStats, others: Sequence[EngineStats]) -> EngineStats:
+    """What several schedulers of one engine are doing together; speeds and slots are those of the first."""
+    if not others:
+        return first
+    every = (first, *others)
+    return replace(
+        first,
+        running=sum(one.running for one in every),
+        queued=sum(one.queued for one in every),
+        kv_used_tokens=sum(one.kv_used_tokens for one in every),
+        kv_total_tokens=sum(one.kv_total_tokens for one in every),
+        tokens_total=sum(one.tokens_total for one in every),
+        prompt_tokens_total=sum(one.prompt_tokens_total for one in every),
+        prefix_hit_tokens=sum(one.prefix_hit_tokens for one in every),
+    )

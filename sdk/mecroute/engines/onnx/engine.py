@@ -19,6 +19,7 @@ from mecroute.errors import InvalidModelFileError
 from mecroute_registry.onnx import read_onnx
 
 if TYPE_CHECKING:
+    from mecroute.engines.onnx.classifier import TextClassifier
     from mecroute.engines.onnx.encoder import TextEncoder
 
 #: A CPU provider that other providers fall back to for operators they lack.
@@ -53,6 +54,8 @@ class OnnxEngine:
     n_ctx: int | None = None
     #: Set where the model embeds texts; see `mecroute.engines.onnx.encoder`.
     encoder: TextEncoder | None = None
+    #: Set where it classifies texts; see `mecroute.engines.onnx.classifier`.
+    classifier: TextClassifier | None = None
 
     def __init__(
         self,

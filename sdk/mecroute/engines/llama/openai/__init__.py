@@ -1,6 +1,11 @@
 """OpenAI's shapes around the llama.cpp engine, for the device tier and the MEC server alike."""
 
-from mecroute.engines.llama.openai.embeddings import embeddings_response, parse_embeddings
+from mecroute.engines.llama.openai.embeddings import (
+    EmbeddingRequest,
+    embeddings_response,
+    parse_embeddings,
+    shortened,
+)
 from mecroute.engines.llama.openai.request import parse_chat, parse_completion, wants_usage
 from mecroute.engines.llama.openai.response import (
     chat_chunks,
@@ -10,12 +15,14 @@ from mecroute.engines.llama.openai.response import (
 )
 
 __all__ = [
+    "EmbeddingRequest",
     "chat_chunks",
     "chat_completion",
     "embeddings_response",
     "parse_chat",
     "parse_completion",
     "parse_embeddings",
+    "shortened",
     "text_chunks",
     "text_completion",
     "wants_usage",

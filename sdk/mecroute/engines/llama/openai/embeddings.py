@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import math
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mecroute.errors import InvalidRequestError
@@ -15,11 +17,26 @@ MAX_TEXTS = 2048
 _KNOWN = frozenset({"model", "input", "encoding_format", "user", "dimensions"})
 
 
-def parse_embeddings(body: Mapping[str, Any]) -> tuple[list[str], bool]:
-    """The texts to embed, and whether the vectors are wanted as base64.
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """What is to be embedded, and how the answer is wanted.
+
+    Attributes:
+        inputs: texts, none empty, or lists of token ids >= 0, none empty.
+        dimensions: >= 1; keep only the first so many of each vector, at unit length again. None keeps all.
+        as_base64: give each vector as base64 of little-endian float32.
+    """
+
+    inputs: list[str | list[int]]
+    dimensions: int | None = None
+    as_base64: bool = False
+
+
+def parse_embeddings(body: Mapping[str, Any]) -> EmbeddingRequest:
+    """Read the body of an embeddings request.
 
     Args:
-        body: the request.
+        body: the request; `input` is a text, a list of token ids, or a list of either.
 
     Raises:
         InvalidRequestError: a field is wrong, or asks for what this engine does not do.
@@ -27,37 +44,52 @@ def parse_embeddings(body: Mapping[str, Any]) -> tuple[list[str], bool]:
     unknown = sorted(body.keys() - _KNOWN)
     if unknown:
         raise InvalidRequestError(f"'{unknown[0]}' is not supported yet by this server", hint="leave it out")
-    if body.get("dimensions") is not None:
-        raise InvalidRequestError("'dimensions' is not supported yet by this server", hint="leave it out")
     encoding = body.get("encoding_format") or "float"
     if encoding not in ("float", "base64"):
         raise InvalidRequestError("'encoding_format' must be 'float' or 'base64'")
-    given = body.get("input")
-    texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, list) or not texts:
+    return EmbeddingRequest(
+        _inputs(body.get("input")), _dimensions(body.get("dimensions")), as_base64=encoding == "base64"
+    )
+
+
+def _inputs(given: Any) -> list[str | list[int]]:
+    if isinstance(given, list) and given and all(type(item) is int for item in given):
+        given = [given]  # the tokens of one text
+    inputs = [given] if isinstance(given, str) else given
+    if not isinstance(inputs, list) or not inputs:
         raise InvalidRequestError("'input' must be a text or a list of texts, at least one")
-    if len(texts) > MAX_TEXTS:
-        raise InvalidRequestError(f"'input' has {len(texts)} texts; the limit is {MAX_TEXTS}")
-    for index, text in enumerate(texts):
-        if isinstance(text, int | list):
+    if len(inputs) > MAX_TEXTS:
+        raise InvalidRequestError(f"'input' has {len(inputs)} texts; the limit is {MAX_TEXTS}")
+    for index, item in enumerate(inputs):
+        is_tokens = isinstance(item, list) and all(type(token) is int and token >= 0 for token in item)
+        if not item or not (isinstance(item, str) or is_tokens):
             raise InvalidRequestError(
-                "'input' as token ids is not supported yet by this server", hint="send texts"
+                f"'input[{index}]' must be a text or a list of token ids, and not empty",
+                hint="send texts, or lists of whole numbers of at least 0",
             )
-        if not isinstance(text, str) or not text:
-            raise InvalidRequestError(f"'input[{index}]' must be a text that is not empty")
-    return texts, encoding == "base64"
+    return inputs
 
 
-def parse_dimensions(body: Mapping[str, Any]) -> int | None:
-    """How many dimensions are wanted; None for all.
-
-    Raises:
-        InvalidRequestError: it is not a number of at least 1.
-    """
-    dimensions = body.get("dimensions")
+def _dimensions(dimensions: Any) -> int | None:
     if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
         raise InvalidRequestError("'dimensions' must be a whole number of at least 1")
     return dimensions
+
+
+def shortened(vectors: Sequence[list[float]], dimensions: int | None, model: str) -> list[list[float]]:
+    """The first dimensions of vectors, at unit length again: for models trained for that (Matryoshka).
+
+    Raises:
+        InvalidRequestError: the vectors have fewer.
+    """
+    if dimensions is None:
+        return list(vectors)
+    if vectors and dimensions > len(vectors[0]):
+        raise InvalidRequestError(
+            f"'dimensions' is {dimensions}, and {model} gives {len(vectors[0])}", hint="ask for fewer"
+        )
+    heads = [vector[:dimensions] for vector in vectors]
+    return [[value / (math.hypot(*head) or 1.0) for value in head] for head in heads]
 
 
 def embeddings_response(

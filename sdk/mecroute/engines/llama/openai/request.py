@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from mecroute.engines.llama.generation import GenerationRequest
 from mecroute.engines.llama.grammar import Constraint
 from mecroute.engines.llama.openai.format import parse_form
+from mecroute.engines.llama.openai.lora import parse_lora
 from mecroute.engines.llama.openai.messages import parse_messages
 from mecroute.engines.llama.openai.tools import parse_tools
 from mecroute.engines.llama.sampling import SamplingParams
@@ -38,7 +39,7 @@ _SAMPLING = frozenset(
         *("frequency_penalty", "presence_penalty", "repeat_penalty"),
     }
 )
-_COMMON = _NEUTRAL | _SAMPLING | {"max_tokens", "stop", "n", "logit_bias", "logprobs", "grammar"}
+_COMMON = _NEUTRAL | _SAMPLING | {"max_tokens", "stop", "n", "logit_bias", "logprobs", "grammar", "lora"}
 _TOOLS = {"tools", "tool_choice", "parallel_tool_calls"}
 _CHAT = _COMMON | {"messages", "max_completion_tokens", "top_logprobs", "response_format"} | _TOOLS
 _COMPLETION = _COMMON | {"prompt", "best_of"}
@@ -58,6 +59,11 @@ class PromptTokenizer(Protocol):
     """What of an engine is needed to understand a request; `LlamaEngine` is one."""
 
     n_ctx: int
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """See `LlamaEngine.adapters`."""
+        ...
 
     def tokenize_chat(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
@@ -98,7 +104,9 @@ def parse_chat(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRe
     limit = _integer(fields, "max_completion_tokens", 1, None)
     if limit is None:
         limit = _integer(fields, "max_tokens", 1, None)
-    request = _request(fields, prompt, limit or engine.n_ctx, _chat_logprobs(fields), constraint, tools.names)
+    request = _request(
+        fields, engine, prompt, limit or engine.n_ctx, _chat_logprobs(fields), constraint, tools.names
+    )
     # The very messages that were sent: clients name conversations by them too.
     return replace(request, prefix_keys=tuple(prefix_keys(fields["messages"], tools=fields.get("tools"))))
 
@@ -136,7 +144,7 @@ def parse_completion(body: Mapping[str, Any], engine: PromptTokenizer) -> Genera
         top_logprobs = _integer(fields, "logprobs", 0, _MAX_TOP_LOGPROBS)
     form = parse_form(fields)
     constraint = Constraint(form.grammar, field=form.field) if form is not None else None
-    return _request(fields, tokens, 16 if limit is None else limit, top_logprobs, constraint)
+    return _request(fields, engine, tokens, 16 if limit is None else limit, top_logprobs, constraint)
 
 
 def wants_usage(body: Mapping[str, Any]) -> bool:
@@ -155,6 +163,7 @@ def wants_usage(body: Mapping[str, Any]) -> bool:
 
 def _request(
     fields: Mapping[str, Any],
+    engine: PromptTokenizer,
     prompt: tuple[int, ...],
     max_tokens: int,
     top_logprobs: int | None,
@@ -173,6 +182,7 @@ def _request(
         constraint=constraint,
         n=n,
         functions=functions,
+        adapters=parse_lora(fields.get("lora"), engine.adapters),
     )
 
 

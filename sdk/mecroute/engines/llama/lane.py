@@ -1,0 +1,185 @@
+"""A context with its KV memory and its scheduler: for the model itself, or for a combination of adapters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mecroute.engines.llama.context import Adapters, DecodeContext
+from mecroute.engines.llama.draft_model import DraftModel
+from mecroute.engines.llama.kv_memory import KvMemory, sequences_for
+from mecroute.engines.llama.kv_spill import KvSpill
+from mecroute.engines.llama.kv_transfer import KvTransfer
+from mecroute.engines.llama.model import LlamaModel
+from mecroute.engines.llama.prefix_disk import PrefixDisk, PrefixDiskOptions
+from mecroute.engines.llama.prefix_ram import PrefixRam
+from mecroute.engines.llama.residency import Residency
+from mecroute.engines.llama.scheduler import Scheduler
+from mecroute.engines.llama.sessions import ModelFile, Sessions
+from mecroute.engines.llama.speculation import MAX_DRAFT_ROWS, Speculation, Speculator
+from mecroute.engines.llama.turns import Turns
+
+#: Rows of a batch. More does not make a prompt faster on a CPU, and holds up whoever joins meanwhile.
+N_BATCH = 512
+
+
+@dataclass(frozen=True, slots=True)
+class LaneOptions:
+    """What all lanes of an engine have in common; see `LlamaEngine`.
+
+    Args:
+        kv_tokens: KV cells of each lane.
+        turns: shared by lanes that compute in turn; None: there is but one.
+    """
+
+    name: str
+    n_ctx: int
+    n_parallel: int
+    n_threads: int
+    kv_tokens: int
+    max_queue: int
+    turns: Turns | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """The lane of the model itself.
+
+    Attributes:
+        sessions: takes conversations out of the KV memory and in again.
+        disk: where conversations are that have left memory; None: nowhere.
+    """
+
+    scheduler: Scheduler
+    sessions: Sessions
+    disk: PrefixDisk | None
+
+
+def open_speculator(
+    model: LlamaModel,
+    options: LaneOptions,
+    *,
+    speculation: Speculation,
+    draft_model: Path | None,
+    n_gpu_layers: int,
+) -> Speculator | None:
+    """What guesses tokens ahead; None where nothing may be, or can be with this model's memory.
+
+    Raises:
+        InvalidModelFileError: the draft model cannot be loaded, or has another vocabulary.
+    """
+    if speculation == "off" or not model.can_drop_suffix:
+        return None
+    drafter = None
+    if draft_model is not None:
+        drafter = DraftModel(
+            Path(draft_model),
+            target=model,
+            n_ctx=options.n_ctx,
+            kv_tokens=options.kv_tokens,
+            n_sequences=options.n_parallel,
+            n_threads=options.n_threads,
+            n_gpu_layers=n_gpu_layers,
+        )
+    return Speculator(drafter)
+
+
+def open_lane(
+    model: LlamaModel,
+    path: Path,
+    options: LaneOptions,
+    *,
+    ram_bytes: int,
+    disk_options: PrefixDiskOptions | None,
+    speculator: Speculator | None,
+) -> Lane:
+    """Make the lane of the model itself, which then owns `speculator`.
+
+    Raises:
+        InvalidModelFileError: llama.cpp cannot make such a context.
+    """
+    try:
+        context = _context(model, options, speculates=speculator is not None)
+    except BaseException:
+        if speculator is not None:
+            speculator.close()
+        raise
+    memory, ram = _memory(model, context, options), PrefixRam(ram_bytes)
+    sharing_any = model.prefix_sharing == "any"
+    transfer = KvTransfer(context, memory, ram, n_ctx=options.n_ctx, sharing_any=sharing_any)
+    made: list[Lane] = []
+    disk = None
+    if disk_options is not None:
+        disk = PrefixDisk(
+            disk_options,
+            prepare=lambda: made[0].sessions.fit_and_layout(),
+            on_fetched=lambda: made[0].scheduler.look_again(),
+            n_vocab=model.n_vocab,
+        )
+    scheduler = _scheduler(
+        model, context, options, Residency(memory, KvSpill(memory, transfer, ram, disk)), speculator
+    )
+    sessions = Sessions(ModelFile(path), transfer, scheduler.on_engine, model.n_vocab)
+    made.append(Lane(scheduler, sessions, disk))
+    if disk is not None:
+        disk.start()
+    return made[0]
+
+
+def open_adapter_lane(model: LlamaModel, options: LaneOptions, applied: Adapters) -> Scheduler:
+    """Make the scheduler of one combination of adapters: nothing outlives its KV memory.
+
+    Raises:
+        InvalidModelFileError: llama.cpp cannot make such a context.
+    """
+    context = _context(model, options, applied=applied)
+    memory, ram = _memory(model, context, options), PrefixRam(0)
+    transfer = KvTransfer(context, memory, ram, n_ctx=options.n_ctx, sharing_any=False)
+    return _scheduler(
+        model, context, options, Residency(memory, KvSpill(memory, transfer, ram, None)), None
+    )
+
+
+def _context(
+    model: LlamaModel, options: LaneOptions, *, applied: Adapters = (), speculates: bool = False
+) -> DecodeContext:
+    n_sequences = sequences_for(options.n_parallel, options.kv_tokens)
+    return DecodeContext(
+        model,
+        n_ctx=options.kv_tokens,
+        n_seq_max=n_sequences,
+        n_batch=max(N_BATCH, options.n_parallel + MAX_DRAFT_ROWS),
+        # llama.cpp reserves at least one for each sequence.
+        n_outputs=max(n_sequences, options.n_parallel + MAX_DRAFT_ROWS if speculates else 0),
+        n_threads=options.n_threads,
+        adapters=applied,
+        turns=options.turns,
+    )
+
+
+def _memory(model: LlamaModel, context: DecodeContext, options: LaneOptions) -> KvMemory:
+    return KvMemory(
+        context,
+        n_slots=sequences_for(options.n_parallel, options.kv_tokens),
+        kv_tokens=options.kv_tokens,
+        sharing=model.prefix_sharing,
+    )
+
+
+def _scheduler(
+    model: LlamaModel,
+    context: DecodeContext,
+    options: LaneOptions,
+    residency: Residency,
+    speculator: Speculator | None,
+) -> Scheduler:
+    return Scheduler(
+        model,
+        context,
+        residency,
+        name=options.name,
+        n_ctx=options.n_ctx,
+        n_parallel=options.n_parallel,
+        max_queue=options.max_queue,
+        speculator=speculator,
+    )
