@@ -327,9 +327,15 @@ class EnginePool:
 
 
 def _open_engine(ref: str, path: Path, settings: ServerSettings) -> LlamaEngine:
-    """Load a model and make a first token with it, so that the first request finds its pages in memory."""
-    from mecroute.engines.llama.engine import LlamaEngine
+    """Load a model and make a first token with it, so that the first request finds its pages in memory.
 
+    Before that a child process has done the same: a file that crashes llama.cpp ends only that child.
+    """
+    from mecroute.device.hardware import default_threads
+    from mecroute.engines.llama.engine import LlamaEngine
+    from mecroute.engines.llama.trial import try_gguf
+
+    try_gguf(path, n_threads=settings.threads or default_threads())
     engine = LlamaEngine(
         path,
         n_ctx=settings.context,
