@@ -1,4 +1,4 @@
-"""Our MEC server against llama-server: same GGUF, threads, context and requests, in one run, alternating.
+"""Our MEC server against a peer: same GGUF, threads, context and requests, in one run, alternating.
 
 Scenarios:
     fresh    every prompt is new: what batching does
@@ -10,6 +10,7 @@ medians over the rounds, and each ratio is the median of the rounds' own ratios 
 
     make bench-serving DATA=model.gguf
     python benchmarks/serving.py model.gguf [--rounds 5] [--concurrency 1,4,8,16] [--scenarios fresh,shared]
+    python benchmarks/serving.py model.gguf --peer llama-cpp-python --scenarios fresh --concurrency 8
 """
 
 from __future__ import annotations
@@ -18,59 +19,23 @@ import argparse
 import asyncio
 import json
 import random
-import socket
 import statistics
-import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from peers import build
+from load import Sample, ask, client, question, text
+from peers import binaries, python_server
+from servers import Server, llama_cpp_python, llama_server, mecroute, running
 
 TOKENS = 48
 REQUESTS_PER_WORKER = 3
 CONTEXT = 2048
 LONG_CONTEXT = 8192
-TOPICS = ("harbour", "mountain", "orchard", "railway", "glacier", "market", "lantern", "violin", "desert")
-STORY = (
-    "the old quiet river carried boats past a mill where people traded grain cloth and stories while "
-    "children counted birds above the bridge and the evening light turned every window gold"
-)
-
-
-@dataclass
-class Sample:
-    """One round of one server. Times in seconds."""
-
-    tokens: int = 0
-    wall: float = 0.0
-    ttft: list[float] = field(default_factory=list)
-    gaps: list[float] = field(default_factory=list)
-
-    def figures(self) -> dict[str, float]:
-        return {
-            "tok/s": self.tokens / self.wall,
-            "ttft p50 ms": quantile(self.ttft, 0.50) * 1e3,
-            "ttft p95 ms": quantile(self.ttft, 0.95) * 1e3,
-            "gap p95 ms": quantile(self.gaps, 0.95) * 1e3,
-        }
-
-
-def quantile(values: list[float], q: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, round(q * (len(ordered) - 1)))]
-
-
-def text(rng: random.Random, words: int) -> str:
-    vocabulary = STORY.split()
-    return " ".join(rng.choice(vocabulary) for _ in range(words))
 
 
 def prompts(scenario: str, count: int, seed: int) -> list[list[dict[str, str]]]:
@@ -79,84 +44,27 @@ def prompts(scenario: str, count: int, seed: int) -> list[list[dict[str, str]]]:
     system = text(random.Random(7), 480)
     made = []
     for _ in range(count):
-        question = f"Tell a long story about a {rng.choice(TOPICS)}. It begins so: {text(rng, 20)}"
-        messages = [{"role": "user", "content": question}]
+        messages = [{"role": "user", "content": question(rng)}]
         if scenario == "shared":
             messages.insert(0, {"role": "system", "content": system})
         made.append(messages)
     return made
 
 
-@contextmanager
-def server(command: list[str], url: str, log: Path) -> Iterator[str]:
-    """Run a server until the block ends; yields its URL once it is healthy."""
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
-    try:
-        for _ in range(1200):
-            try:
-                if httpx.get(f"{url}/v1/models", timeout=2).status_code == 200 and healthy(url):
-                    break
-            except httpx.HTTPError:
-                pass
-            if process.poll() is not None:
-                sys.exit(f"{command[0]} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
-            time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def healthy(url: str) -> bool:
-    """Ready in the way of either server."""
-    return any(httpx.get(f"{url}{path}", timeout=2).status_code == 200 for path in ("/readyz", "/health"))
-
-
-async def ask(http: httpx.AsyncClient, model: str, messages: list[dict[str, str]], sample: Sample) -> None:
-    body = {
-        "model": model, "messages": messages, "max_tokens": TOKENS, "temperature": 0, "stream": True,
-        "stream_options": {"include_usage": True},
-    }  # fmt: skip
-    begun = last = time.perf_counter()
-    first = True
-    async with http.stream("POST", "/v1/chat/completions", json=body) as response:
-        response.raise_for_status()
-        async for line in response.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            chunk = json.loads(line[6:])
-            if chunk.get("usage"):
-                sample.tokens += chunk["usage"]["completion_tokens"]
-            if not chunk["choices"] or not chunk["choices"][0]["delta"].get("content"):
-                continue
-            now = time.perf_counter()
-            if first:
-                sample.ttft.append(now - begun)
-                first = False
-            else:
-                sample.gaps.append(now - last)
-            last = now
-
-
-async def load(url: str, model: str, scenario: str, concurrency: int, seed: int) -> Sample:
+async def load(server: Server, scenario: str, concurrency: int, seed: int) -> Sample:
     """One round on one server."""
     queue = prompts(scenario, concurrency * REQUESTS_PER_WORKER, seed)
     sample = Sample()
-    # A new connection each time: llama-server closes a kept one after a stream.
-    limits = httpx.Limits(max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
+    async with client(server.url) as http:
 
         async def worker() -> None:
             while queue:
-                await ask(http, model, queue.pop(), sample)
+                status = await ask(http, server.model, queue.pop(), sample, max_tokens=TOKENS)
+                if status != 200:
+                    sys.exit(f"{server.name} answered {status}")
 
         begun = time.perf_counter()
-        long = asyncio.create_task(long_prompts(http, model, seed)) if scenario == "mixed" else None
+        long = asyncio.create_task(long_prompts(http, server, seed)) if scenario == "mixed" else None
         await asyncio.gather(*(worker() for _ in range(concurrency)))
         sample.wall = time.perf_counter() - begun
         if long is not None:
@@ -165,40 +73,33 @@ async def load(url: str, model: str, scenario: str, concurrency: int, seed: int)
     return sample
 
 
-async def long_prompts(http: httpx.AsyncClient, model: str, seed: int) -> None:
+async def long_prompts(http: httpx.AsyncClient, server: Server, seed: int) -> None:
     rng = random.Random(seed)
     while True:
-        await ask(http, model, [{"role": "user", "content": text(rng, 3900)}], Sample())
+        messages = [{"role": "user", "content": text(rng, 3900)}]
+        await ask(http, server.model, messages, Sample(), max_tokens=TOKENS)
         await asyncio.sleep(2)
 
 
-def compare(
-    urls: dict[str, str], models: dict[str, str], scenario: str, concurrency: int, rounds: int
-) -> dict:
-    figures: dict[str, list[dict[str, float]]] = {name: [] for name in urls}
+def compare(ours: Server, theirs: Server, scenario: str, concurrency: int, rounds: int) -> dict[str, Any]:
+    figures: dict[str, list[dict[str, float]]] = {ours.name: [], theirs.name: []}
     for number in range(rounds + 1):
-        order = list(urls) if number % 2 else list(reversed(urls))
-        for name in order:
+        for server in (ours, theirs) if number % 2 else (theirs, ours):
             seed = zlib.crc32(f"{scenario} {concurrency} {number}".encode())
-            sample = asyncio.run(load(urls[name], models[name], scenario, concurrency, seed))
+            sample = asyncio.run(load(server, scenario, concurrency, seed))
             if number:  # the first round warms both up
-                figures[name].append(sample.figures())
-    ours, theirs = figures["mecroute"], figures["llama-server"]
+                figures[server.name].append(sample.figures())
+    mine, other = figures[ours.name], figures[theirs.name]
     return {
         "scenario": scenario,
         "concurrency": concurrency,
-        "mecroute": {k: statistics.median(f[k] for f in ours) for k in ours[0]},
-        "llama-server": {k: statistics.median(f[k] for f in theirs) for k in theirs[0]},
+        "mecroute": {k: statistics.median(f[k] for f in mine) for k in mine[0]},
+        "peer": {k: statistics.median(f[k] for f in other) for k in other[0]},
+        "peer_name": theirs.name,
         "ratio": {
-            k: statistics.median(a[k] / b[k] for a, b in zip(ours, theirs, strict=True)) for k in ours[0]
+            k: statistics.median(a[k] / b[k] for a, b in zip(mine, other, strict=True)) for k in mine[0]
         },
     }
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def main() -> None:
@@ -206,6 +107,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path, help="a GGUF file with a chat template")
+    parser.add_argument("--peer", choices=("llama-server", "llama-cpp-python"), default="llama-server")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--concurrency", default="1,4,8,16")
     parser.add_argument("--scenarios", default="fresh,shared,mixed")
@@ -215,40 +117,26 @@ def main() -> None:
     args = parser.parse_args()
     if not args.model.is_file():
         parser.error(f"no model at {args.model}: name a GGUF file, as in make bench-serving DATA=model.gguf")
-    binary = args.llama_server or build()["llama-server"]
     concurrency = [int(part) for part in args.concurrency.split(",")]
     rows = []
     for scenario in args.scenarios.split(","):
         levels = [4] if scenario == "mixed" else concurrency
         parallel = max(levels) + (1 if scenario == "mixed" else 0)
         context = LONG_CONTEXT if scenario == "mixed" else CONTEXT
-        ports = free_port(), free_port()
-        urls = {"mecroute": f"http://127.0.0.1:{ports[0]}", "llama-server": f"http://127.0.0.1:{ports[1]}"}
-        commands = {
-            "mecroute": [
-                sys.executable, "-m", "mecroute_cli", "serve", "--model", str(args.model),
-                "--port", str(ports[0]), "--threads", str(args.threads), "--ctx", str(context),
-                "--parallel", str(parallel),
-            ],
-            "llama-server": [
-                str(binary), "-m", str(args.model), "--port", str(ports[1]), "--host", "127.0.0.1",
-                "-t", str(args.threads), "-tb", str(args.threads), "-c", str(context * parallel),
-                "-np", str(parallel), "--no-webui",
-            ],
-        }  # fmt: skip
-        models = {"mecroute": args.model.name.removesuffix(".gguf"), "llama-server": "any"}
-        logs = {name: Path(f".bench-{name}.log").absolute() for name in urls}
-        with (
-            server(commands["mecroute"], urls["mecroute"], logs["mecroute"]),
-            server(commands["llama-server"], urls["llama-server"], logs["llama-server"]),
-        ):
+        ours = mecroute(args.model, context=context, parallel=parallel, threads=args.threads)
+        if args.peer == "llama-server":
+            binary = args.llama_server or binaries()["llama-server"]
+            theirs = llama_server(
+                binary, args.model, context=context, parallel=parallel, threads=args.threads
+            )
+        else:
+            theirs = llama_cpp_python(python_server(), args.model, context=context, threads=args.threads)
+        with running(ours), running(theirs):
             for level in levels:
-                row = compare(urls, models, scenario, level, args.rounds)
+                row = compare(ours, theirs, scenario, level, args.rounds)
                 rows.append(row)
                 if not args.json:
                     show(row)
-        for log in logs.values():
-            log.unlink()
     if args.json:
         print(json.dumps(rows))
 
@@ -256,9 +144,10 @@ def main() -> None:
 def show(row: dict[str, Any]) -> None:
     print(f"\n{row['scenario']}, concurrency {row['concurrency']}")
     for name in row["ratio"]:
-        ours, theirs = row["mecroute"][name], row["llama-server"][name]
+        ours, theirs = row["mecroute"][name], row["peer"][name]
         print(
-            f"  {name:12} mecroute {ours:9.1f}   llama-server {theirs:9.1f}   ratio {row['ratio'][name]:.2f}"
+            f"  {name:12} mecroute {ours:9.1f}   {row['peer_name']} {theirs:9.1f}   "
+            f"ratio {row['ratio'][name]:.2f}"
         )
     sys.stdout.flush()
 
