@@ -1,8 +1,8 @@
 """Memory of an idle node over that of the model itself.
 
 The model's own is what a bare interpreter that has llama.cpp and numpy loaded grows by when it loads the
-model, makes a context of the same size and computes a few tokens. What the node has beyond that is the server:
-Python, the libraries, HTTP, and what it keeps for requests.
+model, makes a context of the same size and computes a few tokens. What the node has beyond that is the
+server: Python, the libraries, HTTP, and what it keeps for requests.
 
     make bench-idle DATA=model.gguf
     python benchmarks/idle.py model.gguf [--ctx 2048] [--parallel 8]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -78,6 +79,8 @@ def free_port() -> int:
 @contextmanager
 def running(server: Server) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server until the block ends; enters once it can serve."""
+    # Told to stop, this process must still stop the servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     log = Path(f".bench-{server.name}-{os.getpid()}.log").absolute()
     with log.open("wb") as out:
         process = subprocess.Popen(server.command, stdout=out, stderr=out)
