@@ -1,6 +1,6 @@
 """The same sentence encoder behind LitServe, with its own batching: run by LitServe's interpreter.
 
-python litserve_app.py FOLDER PORT THREADS
+python litserve_app.py FOLDER PORT THREADS BATCH
 """
 
 import base64
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 
 class Encoder(ls.LitAPI):
-    """One text per request; up to 32 of them are computed together."""
+    """One text per request; up to BATCH of them are computed together."""
 
     folder = Path(sys.argv[1])
     threads = int(sys.argv[3])
@@ -31,6 +31,11 @@ class Encoder(ls.LitAPI):
         return request["input"]
 
     def predict(self, texts):
+        if isinstance(texts, str):  # with batches of one LitServe passes the text itself
+            return self.compute([texts])[0]
+        return self.compute(texts)
+
+    def compute(self, texts):
         encoded = self.tokenizer.encode_batch(list(texts))
         mask = np.array([one.attention_mask for one in encoded], np.int64)
         feed = {
@@ -48,7 +53,8 @@ class Encoder(ls.LitAPI):
 
 
 if __name__ == "__main__":
-    api = Encoder(max_batch_size=32, batch_timeout=0.002)
+    batch = int(sys.argv[4])
+    api = Encoder(max_batch_size=batch, batch_timeout=0.002 if batch > 1 else 0.0)
     ls.LitServer(api, accelerator="cpu", workers_per_device=1).run(
         host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="error"
     )

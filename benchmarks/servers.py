@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +83,8 @@ def running(server: Server) -> Iterator[subprocess.Popen[bytes]]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     log = Path(f".bench-{server.name}-{os.getpid()}.log").absolute()
     with log.open("wb") as out:
-        process = subprocess.Popen(server.command, stdout=out, stderr=out)
+        # A group of its own: LitServe leaves its workers behind when only its first process is ended.
+        process = subprocess.Popen(server.command, stdout=out, stderr=out, start_new_session=True)
     try:
         for _ in range(1200):
             try:
@@ -97,9 +98,9 @@ def running(server: Server) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(15)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         log.unlink()
