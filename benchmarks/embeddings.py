@@ -3,7 +3,7 @@
 The raw loop computes the same texts, tokenized, sorted by length and padded beforehand, in batches of every
 size that is tried; its best one counts, and so does LitServe's best batch size. The servers get one text per
 request from 32 callers at once, with tokenizing, HTTP and base64 around each. All run in turn, with the same
-number of threads; the callers share the machine with the servers. Each ratio is the median of the rounds' own.
+number of threads; the callers share the machine with the servers. Each ratio is the median over the rounds.
 
     make bench-embeddings DATA=folder-of-all-MiniLM-L6-v2
     python benchmarks/embeddings.py FOLDER [--words 100] [--rounds 5] [--seconds 6]
