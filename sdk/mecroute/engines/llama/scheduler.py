@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from itertools import takewhile
 
-from mecroute.engines.llama.admission import AnswerLength, Rates, Work, check_deadline
+from mecroute.engines.llama.admission import AnswerLength, Promise, Rates, Work, check_deadline
 from mecroute.engines.llama.context import DecodeContext
 from mecroute.engines.llama.gaps import GapHistogram
 from mecroute.engines.llama.generation import Generation, GenerationRequest, wake
@@ -160,16 +159,23 @@ class Scheduler:
         deadline_at = generation.request.submitter.deadline_at
         if deadline_at is not None:
             prefill, decode = self._prefill_rate.per_s, self._decode_rate.per_s
-            ahead = takewhile(lambda other: other is not generation, self._queue)
+            now = time.perf_counter()
+            line = list(self._queue)
+            place = next(at for at, other in enumerate(line) if other is generation)
             check_deadline(
                 self._work_of(generation),
                 name=self._name,
-                left_s=deadline_at - time.perf_counter(),
+                left_s=deadline_at - now,
                 running=[self._work_left(sequence) for sequence in self._running],
-                ahead=[self._work_of(other) for other in ahead],
+                ahead=[self._work_of(other) for other in line[:place]],
                 slots=self._n_parallel,
                 rates=Rates(prefill, decode) if prefill and decode else None,
+                behind=[self._promise(other, now) for other in line[place + 1 :]],
             )
+
+    def _promise(self, generation: Generation, now: float) -> Promise:
+        deadline_at = generation.request.submitter.deadline_at
+        return Promise(self._work_of(generation), None if deadline_at is None else deadline_at - now)
 
     def _work_of(self, generation: Generation) -> Work:
         # The engine's thread may be adding to a slot's tokens meanwhile: the estimate is a token older then.
