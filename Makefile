@@ -7,10 +7,11 @@ READY := .venv/.ready
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo dev test check lint types tests test-all bench bench-serving format clean
+.PHONY: help demo dev test check lint types tests test-all bench format clean \
+	bench-serving bench-serving-python bench-trace bench-embeddings bench-idle bench-soak bench-connections
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -51,6 +52,30 @@ bench: $(READY)  ## every comparison with a peer, ratios measured in one run
 bench-serving: $(READY)  ## DATA=model.gguf: our server against llama-server (builds it once, 8 minutes)
 	@test -n "$(DATA)" || { echo "name a GGUF model: make bench-serving DATA=model.gguf"; exit 1; }
 	$(BIN)/python benchmarks/serving.py $(DATA)
+
+bench-serving-python: $(READY)  ## DATA=model.gguf: against llama-cpp-python's own server
+	@test -n "$(DATA)" || { echo "name a GGUF model: make $@ DATA=model.gguf"; exit 1; }
+	$(BIN)/python benchmarks/serving.py $(DATA) --peer llama-cpp-python --scenarios fresh --concurrency 8
+
+bench-trace: $(READY)  ## DATA=model.gguf TRACE=trace.csv: a trace at twice the capacity
+	@test -n "$(DATA)" -a -n "$(TRACE)" || { echo "make $@ DATA=model.gguf TRACE=trace.csv"; exit 1; }
+	$(BIN)/python benchmarks/trace.py $(DATA) $(TRACE)
+
+bench-embeddings: $(READY)  ## DATA=folder of all-MiniLM-L6-v2: against session.run and LitServe
+	@test -n "$(DATA)" || { echo "make $@ DATA=folder with model.safetensors and tokenizer.json"; exit 1; }
+	$(BIN)/python benchmarks/embeddings.py $(DATA)
+
+bench-idle: $(READY)  ## DATA=model.gguf: memory of an idle node
+	@test -n "$(DATA)" || { echo "name a GGUF model: make $@ DATA=model.gguf"; exit 1; }
+	$(BIN)/python benchmarks/idle.py $(DATA)
+
+bench-soak: $(READY)  ## DATA=model.gguf MINUTES=30: does anything grow under a mixed load
+	@test -n "$(DATA)" || { echo "name a GGUF model: make $@ DATA=model.gguf"; exit 1; }
+	$(BIN)/python benchmarks/soak.py $(DATA) --minutes $(or $(MINUTES),30)
+
+bench-connections: $(READY)  ## DATA=model.gguf: 10,000 connections that hang
+	@test -n "$(DATA)" || { echo "name a GGUF model: make $@ DATA=model.gguf"; exit 1; }
+	$(BIN)/python benchmarks/connections.py $(DATA)
 
 format: $(READY)  ## put the code into the house format
 	$(BIN)/ruff check --fix .

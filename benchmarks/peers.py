@@ -1,6 +1,8 @@
-"""Builds the C++ peers from the llama.cpp sources that llama-cpp-python vendors: the same kernels as ours.
+"""Brings the peers to this machine, into .bench/: built, or installed into environments of their own.
 
-python benchmarks/peers.py            builds into .bench/ (about 8 minutes on 2 cores), prints the paths
+The C++ ones are built from the llama.cpp sources that llama-cpp-python vendors: the same kernels as ours.
+
+    python benchmarks/peers.py            builds and installs them all (about 8 minutes on 2 cores)
 """
 
 from __future__ import annotations
@@ -27,7 +29,33 @@ _OPTIONS = (
 )
 
 
-def build() -> dict[str, Path]:
+def python_server() -> Path:
+    """The interpreter that runs llama-cpp-python's packaged server, of the version that we run."""
+    wanted = version("llama-cpp-python")
+    return environment(f"llama-cpp-python-{wanted}", f"llama-cpp-python[server]=={wanted}")
+
+
+def litserve() -> Path:
+    """The interpreter that runs LitServe, on the onnxruntime that we run."""
+    pinned = [f"{name}=={version(name)}" for name in ("onnxruntime", "tokenizers", "numpy")]
+    return environment("litserve", "litserve>=0.2.17", *pinned)
+
+
+def environment(name: str, *requirements: str) -> Path:
+    """A virtual environment with these requirements; its interpreter.
+
+    pip finds the wheel of llama-cpp-python that it has compiled before in its cache.
+    """
+    folder = FOLDER / name
+    python, done = folder / "bin" / "python", folder / ".installed"
+    if not done.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *requirements], check=True)
+        done.write_text("\n".join(requirements))
+    return python
+
+
+def binaries() -> dict[str, Path]:
     """Build what is not there yet.
 
     Returns:
@@ -58,5 +86,5 @@ def build() -> dict[str, Path]:
 
 
 if __name__ == "__main__":
-    for path in build().values():
+    for path in (*binaries().values(), python_server(), litserve()):
         print(path)

@@ -12,6 +12,7 @@ from mecroute.engines.llama import GREEDY, GenerationRequest, LlamaEngine, Submi
 from mecroute.engines.llama.admission import (
     UNMEASURED_ANSWER_TOKENS,
     AnswerLength,
+    Promise,
     Rates,
     Work,
     check_deadline,
@@ -147,6 +148,28 @@ def test_refusals_tell_a_busy_engine_from_a_slow_one() -> None:
     ask(0.001, rates=None)
     with pytest.raises(DeadlineExceededError):
         ask(0, rates=None)
+
+
+def test_an_urgent_request_does_not_make_an_accepted_one_late() -> None:
+    def ask(*behind: Promise) -> None:
+        check_deadline(
+            Work(0, 10),
+            name="m",
+            left_s=9,
+            running=[Work(0, 30)],
+            ahead=[],
+            behind=behind,
+            slots=1,
+            rates=RATES,
+        )
+
+    # Complete after 3 s + 2 s as it stands, and after 6 s with the new one before it.
+    waits = Work(0, 20)
+    ask(Promise(waits, 6.1), Promise(waits, None))
+    with pytest.raises(OverloadedError, match=r"miss its deadline by 0\.50 s") as caught:
+        ask(Promise(waits, None), Promise(waits, 7.5))
+    assert caught.value.retry_after_s == pytest.approx(0.5)
+    ask(Promise(waits, 4.9))  # it is too late for that one anyway
 
 
 def test_the_expected_length_is_learnt() -> None:

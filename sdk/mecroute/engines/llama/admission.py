@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mecroute.errors import DeadlineExceededError, OverloadedError
@@ -38,6 +38,19 @@ class Rates:
 
     prefill: float
     decode: float
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """A request that was accepted and waits.
+
+    Attributes:
+        work: what it needs.
+        left_s: seconds until its deadline; None without one.
+    """
+
+    work: Work
+    left_s: float | None
 
 
 class AnswerLength:
@@ -80,6 +93,13 @@ def predict_completion_s(
         slots: how many there are, ≥ 1.
         rates: measured speeds.
     """
+    return _completions_s((*ahead, own), running=running, slots=slots, rates=rates)[-1]
+
+
+def _completions_s(
+    waiting: Iterable[Work], *, running: Iterable[Work], slots: int, rates: Rates
+) -> list[float]:
+    """Seconds until each of the waiting requests, in the order in which they get a slot, is complete."""
     prefill_free_s = 0.0
     ends_s: list[float] = []
     for work in running:
@@ -87,13 +107,13 @@ def predict_completion_s(
         ends_s.append((prefill_free_s if work.prefill else 0.0) + work.decode / rates.decode)
     ends_s += [0.0] * (slots - len(ends_s))
     heapq.heapify(ends_s)
-    end_s = 0.0
-    for work in (*ahead, own):
+    completions_s = []
+    for work in waiting:
         started_s = max(heapq.heappop(ends_s), prefill_free_s)
         prefill_free_s = started_s + work.prefill / rates.prefill
-        end_s = prefill_free_s + work.decode / rates.decode
-        heapq.heappush(ends_s, end_s)
-    return end_s
+        completions_s.append(prefill_free_s + work.decode / rates.decode)
+        heapq.heappush(ends_s, completions_s[-1])
+    return completions_s
 
 
 def check_deadline(
@@ -101,18 +121,21 @@ def check_deadline(
     *,
     name: str,
     left_s: float,
-    running: Iterable[Work],
-    ahead: Iterable[Work],
+    running: Sequence[Work],
+    ahead: Sequence[Work],
     slots: int,
     rates: Rates | None,
+    behind: Sequence[Promise] = (),
 ) -> None:
-    """Refuse a request that would be complete only after its deadline.
+    """Refuse a request that would be complete only after its deadline, or make another miss its own.
 
     Args:
         own, running, ahead, slots: see `predict_completion_s`.
         name: names the engine in errors.
         left_s: seconds until the deadline; may be negative.
         rates: None while they are not measured: then only a deadline that has passed is refused.
+        behind: waiting requests that would get a slot after it. One that was accepted because it could meet
+            its deadline is not given up for one that comes later.
 
     Raises:
         DeadlineExceededError: the engine could not meet it with nothing else to do.
@@ -133,3 +156,29 @@ def check_deadline(
             f"other requests, and the deadline is in {left_s:.2f} s",
             retry_after_s=total_s - left_s,
         )
+    if rates is not None and any(promise.left_s is not None for promise in behind):
+        _keep_promises(own, name=name, running=running, ahead=ahead, behind=behind, slots=slots, rates=rates)
+
+
+def _keep_promises(
+    own: Work,
+    *,
+    name: str,
+    running: Sequence[Work],
+    ahead: Sequence[Work],
+    behind: Sequence[Promise],
+    slots: int,
+    rates: Rates,
+) -> None:
+    later = [promise.work for promise in behind]
+    without = _completions_s((*ahead, *later), running=running, slots=slots, rates=rates)
+    with_it = _completions_s((*ahead, own, *later), running=running, slots=slots, rates=rates)
+    for promise, before_s, after_s in zip(
+        behind, without[len(ahead) :], with_it[len(ahead) + 1 :], strict=True
+    ):
+        if promise.left_s is not None and before_s <= promise.left_s < after_s:
+            raise OverloadedError(
+                f"a request that {name} has accepted would miss its deadline by "
+                f"{after_s - promise.left_s:.2f} s if this more urgent one were accepted as well",
+                retry_after_s=after_s - promise.left_s,
+            )

@@ -196,6 +196,13 @@ class LlamaEngine:
         self._check_open()
         return self._model.detokenize(tokens).decode("utf-8", "replace")
 
+    def check_vocabulary(self) -> None:
+        """Spell every token once: a damaged vocabulary shows itself here, and not in some answer."""
+        self._check_open()
+        for token in range(self._model.n_vocab):
+            self._model.piece(token)
+            self._model.spell(token)
+
     def submit(self, request: GenerationRequest) -> Generation:
         """Start a generation, or queue it; returns at once.
 

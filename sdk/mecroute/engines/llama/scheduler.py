@@ -6,10 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from itertools import takewhile
 from typing import TypeVar
 
-from mecroute.engines.llama.admission import AnswerLength, Rates, Work, check_deadline
+from mecroute.engines.llama.admission import AnswerLength, Promise, Rates, Work, check_deadline
 from mecroute.engines.llama.batch import Batch
 from mecroute.engines.llama.choosing import TokenChooser
 from mecroute.engines.llama.context import DecodeContext
@@ -168,19 +167,26 @@ class Scheduler:
         deadline_at = generation.request.submitter.deadline_at
         if deadline_at is not None:
             prefill, decode = self._prefill_rate.per_s, self._decode_rate.per_s
-            ahead = takewhile(lambda other: other is not generation, self._queue)
+            now = time.perf_counter()
+            line = list(self._queue)
+            place = next(at for at, other in enumerate(line) if other is generation)
             check_deadline(
                 self._work_of(generation),
                 name=self._name,
-                left_s=deadline_at - time.perf_counter(),
+                left_s=deadline_at - now,
                 running=[
                     *(self._work_left(sequence) for sequence in self._running),
                     *(self._work_of(other) for other in self._residency.waiting),
                 ],
-                ahead=[self._work_of(other) for other in ahead],
+                ahead=[self._work_of(other) for other in line[:place]],
                 slots=self._n_parallel,
                 rates=Rates(prefill, decode) if prefill and decode else None,
+                behind=[self._promise(other, now) for other in line[place + 1 :]],
             )
+
+    def _promise(self, generation: Generation, now: float) -> Promise:
+        deadline_at = generation.request.submitter.deadline_at
+        return Promise(self._work_of(generation), None if deadline_at is None else deadline_at - now)
 
     def _work_of(self, generation: Generation) -> Work:
         # The engine's thread may be adding to a slot's tokens meanwhile: the estimate is a token older then.

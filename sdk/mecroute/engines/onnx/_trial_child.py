@@ -6,17 +6,15 @@ output is a JSON object: `free_dim` and `rows_independent`, or `error`.
 
 from __future__ import annotations
 
-import json
-import resource
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mecroute.engines.onnx.model import OnnxModel
+from mecroute.engines.trial import report_trial
 
 #: Sizes tried for dimensions that the model leaves open; images need more than sequences.
 _FREE_DIMS = (4, 16, 64, 224)
@@ -71,9 +69,9 @@ def _close(one: Any, other: Any) -> bool:
     return bool((error <= _TOLERANCE * np.linalg.norm(alone, axis=1) + 1e-6).all())
 
 
-def try_out(path: Path) -> Mapping[str, Any]:
+def try_out(job: Mapping[str, Any]) -> Mapping[str, Any]:
     """Load and run the model; what is to be reported."""
-    model = OnnxModel(path, providers=["CPUExecutionProvider"], n_threads=1)
+    model = OnnxModel(Path(job["path"]), providers=["CPUExecutionProvider"], n_threads=1)
     for free_dim in _FREE_DIMS:
         inputs = _make_inputs(model, 1, free_dim, 0)
         if inputs is None:
@@ -91,22 +89,5 @@ def try_out(path: Path) -> Mapping[str, Any]:
     return {"free_dim": None, "rows_independent": False}
 
 
-def main() -> int:
-    """Do the job named on the command line."""
-    job = json.loads(sys.argv[1])
-    limit = int(job["memory_bytes"])
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(ValueError, OSError):  # macOS has no such limit; a lower one may be set already
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    try:
-        result = try_out(Path(job["path"]))
-    except MemoryError:
-        result = {"error": "it needs too much memory"}
-    except Exception as error:  # noqa: BLE001 - the edge of this process: the caller reads what went wrong
-        result = {"error": f"{error}"[:1000]}
-    print(json.dumps(result), flush=True)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report_trial(try_out))

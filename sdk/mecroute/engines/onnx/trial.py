@@ -1,14 +1,11 @@
-"""Tries a model file in a child process, so that a file that crashes native code ends the child only."""
+"""Tries an ONNX file in a child process before it is loaded where others are served."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from mecroute.engines.trial import run_trial
 from mecroute.errors import InvalidModelFileError
 from mecroute_registry.onnx import OnnxFacts
 
@@ -42,28 +39,17 @@ def try_model(path: Path, facts: OnnxFacts, *, timeout_s: float = 120.0) -> Tria
         InvalidModelFileError: it does not load, needs too much memory or time, or crashed the child.
     """
     size = path.stat().st_size + sum((path.parent / name).stat().st_size for name in facts.external_files)
-    job = {"path": str(path), "memory_bytes": _SPARE_BYTES + _SIZE_FACTOR * size}
-    # -P and an explicit path: the child must run this very package, however it was found.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    result = run_trial(
+        "mecroute.engines.onnx._trial_child",
+        {"path": str(path)},
+        path=path,
+        memory_bytes=_SPARE_BYTES + _SIZE_FACTOR * size,
+        timeout_s=timeout_s,
+        hint="export the model again",
+    )
     try:
-        child = subprocess.run(
-            [sys.executable, "-P", "-m", "mecroute.engines.onnx._trial_child", json.dumps(job)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout_s,
-            env=environment,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
+        return TrialResult(free_dim=result["free_dim"], rows_independent=result["rows_independent"])
+    except KeyError as error:
         raise InvalidModelFileError(
-            f"{path} did not load and run within {timeout_s:.0f} s", hint="check the model"
+            f"{path}: the trial of this model said nothing", hint="check the model"
         ) from error
-    try:
-        result = json.loads(child.stdout.decode("utf-8", "replace").strip().rpartition("\n")[2])
-        if "error" not in result:
-            return TrialResult(free_dim=result["free_dim"], rows_independent=result["rows_independent"])
-        reason = str(result["error"])
-    except (ValueError, KeyError, TypeError):
-        words = child.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        reason = f"the trial process ended with {child.returncode}" + (f": {words[:500]}" if words else "")
-    raise InvalidModelFileError(f"{path} cannot be used: {reason}", hint="export the model again")
