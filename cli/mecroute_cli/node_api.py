@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 from pydantic import ValidationError
@@ -67,6 +68,14 @@ class NodeApi:
     def deploy(self, ref: str, digest: str | None) -> None:
         """Ask the node to pull, verify and load a model; it answers before that is done."""
         self._call("POST", "/admin/models", {"ref": ref, "digest": digest})
+
+    def load(self, ref: str) -> None:
+        """Ask the node to bring a model that it has into memory; it answers before that is done."""
+        self._call("POST", f"/admin/models/{quote(ref, safe=':')}/load")
+
+    def unload(self, ref: str) -> None:
+        """Ask the node to take a model out of memory; it answers when the model's last request has ended."""
+        self._call("POST", f"/admin/models/{quote(ref, safe=':')}/unload")
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         try:

@@ -11,6 +11,7 @@ from mecroute.errors import InvalidRequestError
 from mecroute_registry.facts import Tier
 
 Privacy = Literal["device", "edge", "any"]
+Caching = Literal["off", "private", "shared"]
 
 #: The tiers a request may reach under each privacy floor.
 TIERS_WITHIN: Mapping[Privacy, frozenset[Tier]] = {
@@ -34,6 +35,9 @@ class Requirements:
             the device always satisfies it.
         deadline_ms: > 0, wall clock from the call; past it the call ends with
             `DeadlineExceededError`.
+        cache: `off` (neither taken from the cache nor kept there), `private` (within the user) or `shared`
+            (among users). Stating `private` or `shared` asks for it also where the answer is sampled;
+            unstated, only answers that would come out the same again are cached, within the user.
 
     Raises:
         InvalidRequestError: a value is out of its range.
@@ -45,6 +49,7 @@ class Requirements:
     privacy: Privacy = "any"
     residency: str | None = None
     deadline_ms: float | None = None
+    cache: Caching | None = None
 
     def __post_init__(self) -> None:
         _check("max_latency_ms", self.max_latency_ms, "a number above 0", lambda v: v > 0)
@@ -54,6 +59,10 @@ class Requirements:
         if self.privacy not in get_args(Privacy):
             raise InvalidRequestError(
                 f"requirements.privacy must be 'device', 'edge' or 'any', not {self.privacy!r}"
+            )
+        if self.cache is not None and self.cache not in get_args(Caching):
+            raise InvalidRequestError(
+                f"requirements.cache must be 'off', 'private' or 'shared', not {self.cache!r}"
             )
         if self.residency is not None and (not isinstance(self.residency, str) or not self.residency):
             raise InvalidRequestError(f"requirements.residency must be a region, not {self.residency!r}")

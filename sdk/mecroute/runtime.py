@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +11,11 @@ from typing import TYPE_CHECKING
 from mecroute.agents import CacheAgent, ContextAgent, MonitorAgent, ResourceAgent, RouterAgent
 from mecroute.agents.resource import DeviceLoad
 from mecroute.config.schema import Config, NodeConfig
+from mecroute.device.probe import DeviceProbe, Probes
 from mecroute.network.links import Links
 from mecroute.pipeline import Pipeline
+from mecroute.placement.demand import Demand
+from mecroute.placement.keeper import DemandKeeper
 from mecroute.state.store import StateStore
 from mecroute.tiers.base import Tier
 from mecroute_registry.facts import Tier as TierName
@@ -25,18 +29,30 @@ if TYPE_CHECKING:
 class Runtime:
     """One client's machinery. Made and used on one event loop."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, device_probes: Sequence[DeviceProbe] = ()) -> None:
         self.registry = Registry(_expanded(config.registry.path))
         self._exits = AsyncExitStack()
         self._store = StateStore(_expanded(config.state.path), enabled=config.state.enabled)
         monitor = MonitorAgent(self._store)
+        demand = Demand()
+        keeper: DemandKeeper | None = None
+        if config.state.enabled and config.placement.learn:
+            keeper = DemandKeeper(self._store.path, demand)
+            self._exits.push_async_callback(keeper.aclose)
+        cache = CacheAgent(config.cache, demand=demand, on_demand=keeper.counted if keeper else None)
+        self._exits.callback(cache.close)
         tiers: dict[TierName, Tier] = {}
         loads = self._add_device(config, tiers)
         self.links = Links()
         self.fleet = self._add_remote(config, tiers)
         self.pipeline = Pipeline(
             config,
-            context=ContextAgent(usual_output_tokens=monitor.usual_output_tokens),
+            context=ContextAgent(
+                usual_output_tokens=monitor.usual_output_tokens,
+                probes=Probes(device_probes),
+                links=self.links,
+                network=config.network,
+            ),
             resource=ResourceAgent(
                 config,
                 self.registry,
@@ -46,10 +62,12 @@ class Runtime:
                 links=self.links,
             ),
             router=RouterAgent(config.router),
-            cache=CacheAgent(),
+            cache=cache,
             monitor=monitor,
             tiers=tiers,
         )
+        if config.placement.preload:
+            self._preload(config, demand, tiers)
 
     async def aclose(self) -> None:
         """Unload models, close connections, write the state."""
@@ -65,6 +83,30 @@ class Runtime:
         self._exits.push_async_callback(device.aclose)
         tiers["device"] = device
         return device.loads
+
+    def _preload(self, config: Config, demand: Demand, tiers: Mapping[TierName, Tier]) -> None:
+        from mecroute.placement.preload import Preloader
+        from mecroute.tiers.device import DeviceTier
+
+        device = tiers.get("device")
+        if not isinstance(device, DeviceTier):
+            return
+        preloader = Preloader(
+            demand,
+            models=self.registry.list,
+            loaded=device.loads,
+            load=device.preload,
+            device=self.pipeline.context.device_state,
+            battery_floor=config.device.battery_floor,
+        )
+        self.pipeline.on_request = preloader.asked
+        task = asyncio.create_task(preloader.run())
+
+        async def stop() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        self._exits.push_async_callback(stop)
 
     def _add_remote(self, config: Config, tiers: dict[TierName, Tier]) -> Fleet | None:
         has_nodes = bool(config.nodes or config.discovery)

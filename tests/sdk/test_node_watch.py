@@ -121,7 +121,9 @@ def test_fifty_requests_a_second_fetch_at_most_one_report_a_second(node: NodeSer
 
 def test_a_node_that_dies_and_comes_back_is_noticed() -> None:
     async def run() -> None:
-        answers = iter([httpx.Response(200, json={"node": "n"}), httpx.ConnectError("no"), httpx.Response(500)])
+        answers = iter(
+            [httpx.Response(200, json={"node": "n"}), httpx.ConnectError("no"), httpx.Response(500)]
+        )
 
         def handler(request: httpx.Request) -> httpx.Response:
             answer = next(answers, httpx.Response(200, json={"node": "n", "zone": "z"}))

@@ -46,7 +46,7 @@ def dns_server() -> Iterator[DnsServer]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.bind(("127.0.0.1", 0))
         udp.settimeout(0.05)
-        server.address = "127.0.0.1:{}".format(udp.getsockname()[1])
+        server.address = f"127.0.0.1:{udp.getsockname()[1]}"
         stop = threading.Event()
 
         def serve() -> None:

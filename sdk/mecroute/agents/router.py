@@ -149,6 +149,9 @@ def _hard_constraint(
         return "capability", f"lacks {', '.join(sorted(missing))}"
     if context.network.offline and state.reached_over_network:
         return "offline", "this host has no network route"
+    limit = context.network.upload_limit_bytes
+    if limit is not None and state.reached_over_network and context.upload_bytes > limit:
+        return "metered", f"{context.upload_bytes} bytes to send, at most {limit} on a metered network"
     if state.unavailable is not None:
         return "unavailable", state.unavailable
     if features.prompt_tokens > state.context_length:

@@ -113,7 +113,9 @@ def test_nodes_join_and_leave_and_the_configuration_s_word_comes_first() -> None
         async with httpx.AsyncClient(
             transport=httpx.MockTransport(lambda request: httpx.Response(503))
         ) as http:
-            fleet = Fleet(config, http, Links(), on_join=lambda n: joined.append(n.name), on_leave=left.append)
+            fleet = Fleet(
+                config, http, Links(), on_join=lambda n: joined.append(n.name), on_leave=left.append
+            )
             fleet.sources = (watch_of(fake, clock),)
             await fleet.refresh()
             assert joined == ["static", "lan.a", "lan.b"], "one URL is one node"

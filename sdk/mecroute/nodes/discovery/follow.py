@@ -97,9 +97,7 @@ class SourceWatch:
             if isinstance(result, str):
                 notes.append(result)
             elif len(nodes) >= self.source.max_nodes:
-                notes.append(
-                    f"more nodes than max_nodes = {self.source.max_nodes}: {node.url} is left out"
-                )
+                notes.append(f"more nodes than max_nodes = {self.source.max_nodes}: {node.url} is left out")
             elif result.name in nodes:
                 notes.append(f"two nodes call themselves '{result.name}'; {node.url} is left out")
             else:
