@@ -73,7 +73,7 @@ def calibrate_semantic(
     )
     if found.threshold is None:
         session.output.note(
-            f"no threshold keeps wrong hits at {found.rate:g} on these questions: the semantic cache stays off"
+            f"no threshold keeps wrong hits at {found.rate:g} on these: the semantic cache stays off"
         )
         session.output.hint("allow more with --rate, or name an [cache] encoder, which knows more of meaning")
     else:

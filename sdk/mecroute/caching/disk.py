@@ -1,4 +1,4 @@
-"""Remembered answers in SQLite, for `[cache] persist = true` only: this stores what was asked and answered."""
+"""Remembered answers in SQLite, for `[cache] persist = true` only: what was asked and answered is stored."""
 
 from __future__ import annotations
 
@@ -137,21 +137,31 @@ class AnswerDisk:
 
     @contextmanager
     def _using(self) -> Iterator[sqlite3.Connection | None]:
+        connection = self._ready()
         try:
-            if self._connection is None and self._working:
+            yield connection
+        except sqlite3.Error as error:
+            self._failed(error)
+
+    def _ready(self) -> sqlite3.Connection | None:
+        if self._connection is None and self._working:
+            try:
                 self._connection = self._open()
-            yield self._connection if self._working else None
-        except (OSError, sqlite3.Error) as error:
-            if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
-                return  # busy for the moment: this one answer is not remembered
-            self._working = False
-            self.close()
-            _LOG.warning(
-                "the answers in %s cannot be used (%s); answers are remembered in memory only; "
-                "move the file away to start afresh",
-                self.path,
-                error,
-            )
+            except (OSError, sqlite3.Error) as error:
+                self._failed(error)
+        return self._connection
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+            return  # busy for the moment: this one answer is not remembered
+        self._working = False
+        self.close()
+        _LOG.warning(
+            "the answers in %s cannot be used (%s); answers are remembered in memory only; "
+            "move the file away to start afresh",
+            self.path,
+            error,
+        )
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)

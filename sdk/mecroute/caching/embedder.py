@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import zlib
@@ -16,9 +17,12 @@ _WORD = re.compile(r"\w+", re.UNICODE)
 _BUCKETS = 1 << 20
 #: A word says more than a piece of one, and one that every question holds says next to nothing.
 _WORD_WEIGHT, _PAIR_WEIGHT, _PIECE_WEIGHT, _COMMON_WEIGHT = 1.0, 0.6, 0.25, 0.2
-_COMMON = frozenset(
-    ["a", "an", "and", "are", "as", "at", "be", "by", "can", "could", "d", "did", "do", "does", "for", "from", "give", "have", "how", "i", "if", "in", "is", "it", "its", "ll", "m", "me", "my", "of", "on", "or", "please", "re", "s", "should", "so", "some", "tell", "that", "the", "there", "this", "to", "up", "us", "ve", "want", "was", "we", "what", "when", "where", "which", "who", "why", "will", "with", "would", "you", "your"]
+_COMMON_WORDS = (
+    "a an and are as at be by can could d did do does for from give have how i if in is it its ll m me my of "
+    "on or please re s should so some tell that the there this to up us ve want was we what when where which "
+    "who why will with would you your"
 )
+_COMMON = frozenset(_COMMON_WORDS.split())
 
 
 class Embedder(Protocol):
@@ -94,7 +98,7 @@ def _hash(text: str) -> dict[int, float]:
         padded = f"<{word}>"
         for start in range(len(padded) - 2):
             weights[f"p {padded[start : start + 3]}"] += _PIECE_WEIGHT
-    for first, second in zip(words, words[1:], strict=False):
+    for first, second in itertools.pairwise(words):
         if not (first in _COMMON and second in _COMMON):
             weights[f"b {first} {second}"] += _PAIR_WEIGHT
     vector: dict[int, float] = {}

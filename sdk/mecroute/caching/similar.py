@@ -1,4 +1,4 @@
-"""The questions whose answers are remembered, by what must be equal, to be searched by what may be similar."""
+"""Remembered questions, by what of them must be equal, searched by what may be similar."""
 
 from __future__ import annotations
 

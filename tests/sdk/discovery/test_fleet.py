@@ -110,9 +110,7 @@ def test_nodes_join_and_leave_and_the_configuration_s_word_comes_first() -> None
         fake, clock = Fake(), Clock()
         fake.found = Found((*nodes("a", "b"), FoundNode("copy", "https://static.example")), 10.0)
         config = Config(nodes=(NodeConfig(name="static", url="https://static.example"),))
-        async with httpx.AsyncClient(
-            transport=httpx.MockTransport(lambda request: httpx.Response(503))
-        ) as http:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(503))) as http:
             fleet = Fleet(
                 config, http, Links(), on_join=lambda n: joined.append(n.name), on_leave=left.append
             )
