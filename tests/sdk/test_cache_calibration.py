@@ -24,8 +24,8 @@ THINGS = [
 ]
 DOINGS = ["lost", "late", "broken", "changed", "stolen", "expired", "doubled", "blocked", "missing", "wrong"]
 FRAMES = [
-    "my {t} is {d}", "the {t} is {d}, what now", "help, {t} {d}", "why is my {t} {d}", "{t} {d} please help me",
-    "i think that my {t} was {d}", "hello, my {t} got {d} yesterday", "what to do when a {t} is {d}",
+    "my {t} is {d}", "the {t} is {d}, what now", "help, {t} {d}", "why is my {t} {d}",
+    "{t} {d} please help me",    "i think that my {t} was {d}", "hello, my {t} got {d} yesterday", "what to do when a {t} is {d}",
 ]  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def questions(count: int, seed: int, *, noise: float = 0.0) -> list[tuple[str, s
         text = rng.choice(FRAMES).format(t=thing, d=doing)
         found.append(
             (
-                f"{text}{' ' * 1}{rng.choice(['', 'thanks', 'asap', 'again', 'sir'])} {'abcdefghij'[number % 10]}",
+                f"{text} {rng.choice(['', 'thanks', 'asap', 'again', 'sir'])} {'abcdefghij'[number % 10]}",
                 label,
             )
         )
@@ -90,7 +90,11 @@ def test_a_laxer_rate_gives_no_stricter_threshold() -> None:
 
 @pytest.mark.parametrize(
     ("count", "facts", "said"),
-    [(100, {"rate": 0.01}, "too few"), (100, {"rate": 0}, "between"), (100, {"rate": 0.5, "confidence": 1}, "between")],
+    [
+        (100, {"rate": 0.01}, "too few"),
+        (100, {"rate": 0}, "between"),
+        (100, {"rate": 0.5, "confidence": 1}, "between"),
+    ],
 )  # fmt: skip
 def test_what_cannot_be_calibrated_is_refused(count: int, facts: dict[str, float], said: str) -> None:
     with pytest.raises(InvalidRequestError, match=said):

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 import zlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -68,7 +68,8 @@ class HashingEmbedder:
         """See `Embedder`."""
         if len(other) < len(one):
             one, other = other, one
-        return min(1.0, sum(value * other[key] for key, value in one.items() if key in other))
+        total: float = sum(value * other[key] for key, value in one.items() if key in other)
+        return min(1.0, total)
 
     def nearest(self, queries: Sequence[Vector], known: Sequence[Vector]) -> list[tuple[int, float]]:
         """See `Embedder`."""
@@ -89,7 +90,7 @@ class HashingEmbedder:
 
 def _hash(text: str) -> dict[int, float]:
     words = [word.lower() for word in _WORD.findall(text)]
-    weights: Counter[str] = Counter()
+    weights: defaultdict[str, float] = defaultdict(float)
     for word in words:
         if word in _COMMON:
             weights[f"w {word}"] += _COMMON_WEIGHT
