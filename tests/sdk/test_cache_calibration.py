@@ -24,9 +24,15 @@ THINGS = [
 ]
 DOINGS = ["lost", "late", "broken", "changed", "stolen", "expired", "doubled", "blocked", "missing", "wrong"]
 FRAMES = [
-    "my {t} is {d}", "the {t} is {d}, what now", "help, {t} {d}", "why is my {t} {d}",
-    "{t} {d} please help me",    "i think that my {t} was {d}", "hello, my {t} got {d} yesterday", "what to do when a {t} is {d}",
-]  # fmt: skip
+    "my {t} is {d}",
+    "the {t} is {d}, what now",
+    "help, {t} {d}",
+    "why is my {t} {d}",
+    "{t} {d} please help me",
+    "i think that my {t} was {d}",
+    "hello, my {t} got {d} yesterday",
+    "what to do when a {t} is {d}",
+]
 
 
 def questions(count: int, seed: int, *, noise: float = 0.0) -> list[tuple[str, str]]:
