@@ -12,6 +12,7 @@ from mecroute.agents import CacheAgent, ContextAgent, MonitorAgent, ResourceAgen
 from mecroute.agents.resource import DeviceLoad
 from mecroute.config.schema import Config, NodeConfig
 from mecroute.device.probe import DeviceProbe, Probes
+from mecroute.network.health import CloudHealth
 from mecroute.network.links import Links
 from mecroute.pipeline import Pipeline
 from mecroute.placement.demand import Demand
@@ -44,6 +45,7 @@ class Runtime:
         tiers: dict[TierName, Tier] = {}
         loads = self._add_device(config, tiers)
         self.links = Links()
+        self._health = CloudHealth()
         self.fleet = self._add_remote(config, tiers)
         self.pipeline = Pipeline(
             config,
@@ -60,6 +62,7 @@ class Runtime:
                 monitor,
                 loads=loads or (lambda: _NOTHING_LOADED),
                 links=self.links,
+                health=self._health,
             ),
             router=RouterAgent(config.router),
             cache=cache,
@@ -120,7 +123,9 @@ class Runtime:
         from mecroute.tiers.http import Endpoint, HttpTier
 
         fleet: Fleet | None = None
-        traffic = Traffic(self.links, lambda name: fleet.watch_of(name) if fleet is not None else None)
+        traffic = Traffic(
+            self.links, self._health, lambda name: fleet.watch_of(name) if fleet is not None else None
+        )
         # Nodes come and go while this runs; the tier sees that in the same mapping.
         nodes: dict[str, Endpoint] = {}
         clouds: dict[str, Endpoint] = {

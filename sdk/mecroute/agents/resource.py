@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from mecroute.agents.monitor import MonitorAgent
 from mecroute.config.schema import CloudConfig, Config
 from mecroute.device.hardware import default_threads, hardware_class
+from mecroute.network.health import CloudHealth
 from mecroute.network.links import Links
 from mecroute.nodes.discovery.admission import is_loopback
 from mecroute.nodes.report import ModelReport
@@ -61,6 +62,7 @@ class ResourceAgent:
         fleet: the MEC nodes that are known; None where none can be.
         loads: the models loaded in this process, by reference.
         links: the way to each remote, as traffic shows it.
+        health: whether clouds take requests, as their answers show it.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class ResourceAgent:
         *,
         loads: Callable[[], Mapping[str, DeviceLoad]],
         links: Links | None = None,
+        health: CloudHealth | None = None,
     ) -> None:
         self._config = config
         self._registry = registry
@@ -79,6 +82,7 @@ class ResourceAgent:
         self._monitor = monitor
         self._loads = loads
         self._links = links or Links()
+        self._health = health or CloudHealth()
         self._cloud_prices = {cloud.name: price_of(cloud, config.prices) for cloud in config.cloud}
         self._node_prices: dict[str, Price] = {}
         self._hardware = hardware_class()
@@ -254,7 +258,7 @@ class ResourceAgent:
             output_usd_per_mtok=price.output_usd_per_mtok,
             availability=self._monitor.availability(target.id),
             reached_over_network=_is_away(cloud.base_url),
-            unavailable=missing or self._monitor.resting(target.id),
+            unavailable=missing or self._health.problem(cloud.name) or self._monitor.resting(target.id),
         )
 
 

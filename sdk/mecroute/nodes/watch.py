@@ -90,20 +90,27 @@ class NodeWatch:
         told = self.report.region if self.report is not None and self.trusts_region else None
         return self.node.region or told
 
-    async def refresh(self) -> None:
-        """Have the node followed; the first report, and one after a long rest, is waited for a while."""
+    def touch(self) -> bool:
+        """Have the node followed.
+
+        Returns:
+            Whether its first report, or one after a long rest, should be waited for with `wait`.
+        """
         self._asked_at = self._clock()
         rested = self._task is None or self._task.done()
         if rested:
             self._told.clear()
             self._task = asyncio.create_task(self._follow())
         never = self.report is None and self.problem is None
-        if never or (rested and self._asked_at - self._reported_at > STALE_S):
-            waiting = asyncio.ensure_future(self._told.wait())
-            await asyncio.wait((waiting,), timeout=FIRST_WAIT_S)
-            if not waiting.done():
-                waiting.cancel()
-                self.problem = f"{self.node.url} has not answered yet"
+        return never or (rested and self._asked_at - self._reported_at > STALE_S)
+
+    async def wait(self) -> None:
+        """Wait for the next report, for a while."""
+        waiting = asyncio.ensure_future(self._told.wait())
+        await asyncio.wait((waiting,), timeout=FIRST_WAIT_S)
+        if not waiting.done():
+            waiting.cancel()
+            self.problem = f"{self.node.url} has not answered yet"
 
     async def probe(self) -> None:
         """Measure the way there and bring the report up to date, where nobody has asked for a while."""

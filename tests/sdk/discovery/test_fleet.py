@@ -69,14 +69,15 @@ def test_a_finding_holds_for_its_time_to_live_and_is_renewed_before() -> None:
         fake, clock = Fake(), Clock()
         fake.found = Found(nodes("a"), 10.0)
         watch = watch_of(fake, clock)
-        await watch.refresh()
+        assert watch.touch()
+        await watch.wait()
         assert [n.name for n in watch.nodes] == ["lan.a"]
         clock.now += 7.9
-        await watch.refresh()
+        assert not watch.touch()
         assert fake.asked == 1, "it holds"
         clock.now += 0.2
         fake.error = TierUnreachableError("gone")
-        await watch.refresh()
+        assert not watch.touch(), "renewed behind the scenes"
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert fake.asked == 2
