@@ -11,10 +11,15 @@ import httpx
 import pytest
 
 from mecroute import AsyncClient, Config
+from mecroute.agents import MonitorAgent, ResourceAgent
 from mecroute.config import DeviceConfig, NodeConfig, RegistryConfig, StateConfig
 from mecroute.network.links import Links
+from mecroute.nodes.fleet import Fleet
 from mecroute.nodes.load_header import LOAD_HEADER, ModelLoad
 from mecroute.nodes.watch import SPACING_S, NodeWatch
+from mecroute.state.store import StateStore
+from mecroute.target import TargetState
+from mecroute_registry import Registry
 from mecroute_server.run import NodeServer
 from mecroute_server.settings import ServerSettings
 from support.server import SAYS, running_node
@@ -159,5 +164,50 @@ def test_a_report_s_region_counts_only_where_it_is_trusted() -> None:
                 await watch.wait()
                 assert watch.region == expected
                 await watch.aclose()
+
+    asyncio.run(run())
+
+
+def test_targets_follow_whatever_is_learned_of_a_node(tmp_path: Path) -> None:
+    """They are kept until something changes: each thing that can change must be seen in them."""
+    model = {
+        "ref": "m:1", "state": "ready", "context_length": 4096, "parallel": 2, "running": 0,
+        "prefill_tokens_per_s": 100.0, "decode_tokens_per_s": 10.0,
+    }  # fmt: skip
+    answers: list[httpx.Response] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        return answers.pop(0)
+
+    async def run() -> None:
+        config = Config(nodes=(NodeConfig(name="n", url="http://n.example"),))
+        async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as http:
+            fleet = Fleet(config, http, Links(), on_join=lambda _: None, on_leave=lambda _: None)
+            monitor = MonitorAgent(StateStore(tmp_path / "s.sqlite3", enabled=False))
+            agent = ResourceAgent(config, Registry(tmp_path / "registry"), fleet, monitor, loads=dict)
+            (watch,) = fleet.watches
+
+            def state() -> TargetState:
+                (found,) = agent.targets()
+                assert found == agent.targets()[0], "asking twice changes nothing"
+                return found
+
+            assert state().unavailable == "no model is ready there"
+            answers.append(httpx.Response(200, json={"node": "n", "models": [model]}))
+            await watch.probe()
+            assert (state().target.model, state().running, state().unavailable) == ("m:1", 0, None)
+            watch.heard("m:1", ModelLoad(2, 1, 2, 200.0, 20.0))
+            assert (state().running, state().queued, state().decode_tokens_per_s) == (2, 1, 20.0)
+            watch.left("m:1")
+            assert state().running == 1
+            monitor.failed("mec/n/m:1", "no answer")
+            assert "no answer" in (state().unavailable or "")
+            assert state().availability < 1
+            answers.append(httpx.Response(500))
+            await watch.probe()
+            assert "500" in (state().unavailable or "")
+            answers.append(httpx.Response(200, json={"node": "n", "models": [{**model, "ref": "other:1"}]}))
+            await watch.probe()
+            assert (state().target.model, state().running, state().unavailable) == ("other:1", 0, None)
 
     asyncio.run(run())

@@ -46,10 +46,8 @@ class Traffic:
         self._links.heard(remote, network_ms(headers, waited_ms))
         if target.tier == "cloud":
             self._health.answered(remote, status, headers)
-        elif (load := ModelLoad.parse(headers.get(LOAD_HEADER))) is not None:
-            watch = self._watch_of(remote)
-            if watch is not None:
-                watch.heard(target.model, load)
+        elif (watch := self._watch_of(remote)) is not None:
+            watch.heard(target.model, ModelLoad.parse(headers.get(LOAD_HEADER)))
 
     def received(self, target: Target, size_bytes: int, took_s: float) -> None:
         """A whole body came in."""

@@ -49,6 +49,7 @@ class NodeWatch:
         report: the newest report; None before the first.
         problem: why the node cannot be used now; None while it answers.
         fetches: how many reports were asked for.
+        changes: counts everything that is learned of the node; equal counts, nothing new.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class NodeWatch:
         self.report: NodeReport | None = None
         self.problem: str | None = None
         self.fetches = 0
+        self.changes = 0
         self._http = http
         self._links = links or Links()
         self._clock = clock
@@ -110,6 +112,7 @@ class NodeWatch:
         await asyncio.wait((waiting,), timeout=FIRST_WAIT_S)
         if not waiting.done():
             waiting.cancel()
+            self.changes += 1
             self.problem = f"{self.node.url} has not answered yet"
 
     async def probe(self) -> None:
@@ -134,9 +137,10 @@ class NodeWatch:
             model.decode_tokens_per_s,
         )
 
-    def heard(self, ref: str, load: ModelLoad) -> None:
-        """An answer told how busy a model is."""
-        if self.report is None or all(model.ref != ref for model in self.report.models):
+    def heard(self, ref: str, load: ModelLoad | None) -> None:
+        """An answer came, and told how busy its model is where the node tells that."""
+        self.changes += 1
+        if load is None or self.report is None or all(model.ref != ref for model in self.report.models):
             return
         self._loads[ref] = load
         self._heard_at = self._clock()
@@ -145,6 +149,7 @@ class NodeWatch:
         """A stream of that model ended, which its own headers had counted as running."""
         known = self._loads.get(ref)
         if known is not None and known.running > 0:
+            self.changes += 1
             self._loads[ref] = ModelLoad(
                 known.running - 1,
                 known.queued,
@@ -221,10 +226,12 @@ class NodeWatch:
         if trip_ms is None and not waits:
             trip_ms = took_s * 1000  # a server that does not tell its part: a report takes it next to nothing
         self._links.heard(self.node.name, trip_ms)
+        self.changes += 1
         self.problem, self._failures = None, 0
         self._reported_at = self._clock()
 
     def _failed(self, problem: str) -> None:
+        self.changes += 1
         self.problem = problem
         self._etag = None
         self._failures += 1
