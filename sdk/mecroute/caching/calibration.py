@@ -2,8 +2,9 @@
 
 A wrong hit is a lookup that is answered with what was remembered of a question of another label. The bound
 is the exact one of Clopper and Pearson (1934), and holds for questions like those of the data: thresholds are
-tried from the strictest on and the first one that fails ends the search, so that choosing among them costs
-none of the confidence (fixed-sequence testing; Angelopoulos et al. 2021, "Learn then Test").
+tried from stricter to laxer, and the first one that fails ends a sequence, so that choosing within a sequence
+costs none of the confidence; there are three sequences, with different starts, which share it evenly
+(multi-start fixed-sequence testing; Angelopoulos et al. 2021, "Learn then Test").
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ CONFIDENCE = 0.95
 #: Half of the data is what is remembered, a quarter finds the threshold, a quarter checks it.
 _REMEMBERED, _SEARCHED = 0.5, 0.75
 _STEP = 0.005
+#: A sequence begins where so many times the least number of hits is reached that could pass at all: the more,
+#: the more wrong hits it bears at its start.
+_STARTS = (1.0, 2.0, 4.0)
 _BISECTIONS = 60
 
 
@@ -78,7 +82,7 @@ def calibrate(
     if not 0 < rate < 1 or not 0 < confidence < 1:
         raise InvalidRequestError("rate and confidence are shares between 0 and 1")
     rows = list(dict.fromkeys((text.strip(), label) for text, label in data if text.strip()))
-    least = math.ceil(math.log(1 - confidence) / math.log(1 - rate))
+    least = math.ceil(math.log((1 - confidence) / len(_STARTS)) / math.log(1 - rate))
     if len(rows) * (_SEARCHED - _REMEMBERED) < least:
         raise InvalidRequestError(
             f"{len(rows)} questions are too few: a rate of {rate:g} needs at least "
@@ -188,19 +192,37 @@ def _hits(
 def _search(
     found: Sequence[tuple[float, bool]], rate: float, confidence: float, least: int
 ) -> tuple[float | None, int, int, float]:
+    """The laxest threshold that some sequence passes, with its hits, wrong hits and bound; without one, what
+    the first sequence failed on."""
+    levels = _levels(found)
+    shared = 1 - (1 - confidence) / len(_STARTS)
     best: tuple[float | None, int, int, float] = (None, 0, 0, 1.0)
+    for start in _STARTS:
+        for threshold, hits, wrong in levels:
+            if hits < least * start:
+                continue  # where a sequence begins depends on no label
+            bound = upper_bound(wrong, hits, shared)
+            if bound > rate:
+                if best == (None, 0, 0, 1.0):
+                    best = (None, hits, wrong, bound)
+                break
+            if best[0] is None or threshold < best[0]:
+                best = (threshold, hits, wrong, bound)
+    return best
+
+
+def _levels(found: Sequence[tuple[float, bool]]) -> list[tuple[float, int, int]]:
+    """(threshold, hits, wrong hits) of each threshold of the grid, from the strictest on."""
+    ordered = sorted(found, key=lambda one: -one[0])
+    levels, at, wrong = [], 0, 0
     steps = round(1 / _STEP)
     for step in range(steps, -1, -1):
         threshold = step / steps
-        right = [is_right for similarity, is_right in found if similarity >= threshold]
-        if len(right) < least:
-            continue  # with so few not even none wrong would say enough; this looks at no label
-        wrong = right.count(False)
-        bound = upper_bound(wrong, len(right), confidence)
-        if bound > rate:
-            return best if best[0] is not None else (None, len(right), wrong, bound)
-        best = (threshold, len(right), wrong, bound)
-    return best
+        while at < len(ordered) and ordered[at][0] >= threshold:
+            wrong += not ordered[at][1]
+            at += 1
+        levels.append((threshold, at, wrong))
+    return levels
 
 
 def _at_most(wrong: int, hits: int, rate: float) -> float:
