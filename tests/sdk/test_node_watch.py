@@ -211,3 +211,25 @@ def test_targets_follow_whatever_is_learned_of_a_node(tmp_path: Path) -> None:
             assert (state().target.model, state().running, state().unavailable) == ("other:1", 0, None)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+def test_a_node_that_stops_lets_go_of_who_waits(tmp_path: Path, with_model: bool) -> None:
+    files = (write_tiny_gguf(tmp_path / "tiny.gguf", says=SAYS),) if with_model else ()
+    settings = ServerSettings(
+        port=0, node="n", registry_root=tmp_path / "r", model_files=files, threads=1, shutdown_grace_s=50
+    )
+
+    async def run() -> None:
+        with running_node(settings) as server:
+            async with httpx.AsyncClient(base_url=server.url, timeout=100) as http:
+                tag = (await http.get("/admin/node")).headers["etag"]
+                poll = asyncio.create_task(
+                    http.get("/admin/node?wait_s=59", headers={"if-none-match": tag})
+                )
+                await asyncio.sleep(0.2)
+                server.stop()
+                answer = await asyncio.wait_for(poll, 30)
+                assert answer.status_code == 200
+
+    asyncio.run(run())
