@@ -9,6 +9,7 @@ import typer
 
 from mecroute_cli.commands import (
     bench,
+    cache,
     chat,
     config,
     demo,
@@ -18,6 +19,7 @@ from mecroute_cli.commands import (
     keys,
     models,
     nodes,
+    placement,
     pull,
     push,
     quantize,
@@ -90,11 +92,13 @@ def build_app() -> typer.Typer:
     add(serve.serve, "serve", RUN, serve.EXAMPLES)
     add(deploy.deploy, "deploy", RUN, deploy.EXAMPLES)
     add_noun(nodes.build(), "nodes", RUN)
+    add_noun(placement.build(), "placement", RUN)
     add_noun(keys.build(), "keys", RUN)
     add(bench.bench, "bench", RUN, bench.EXAMPLES)
     add(chat.chat, "chat", ROUTE, chat.EXAMPLES)
     add(route.route, "route", ROUTE, route.EXAMPLES)
     add(simulate.simulate, "simulate", ROUTE, simulate.EXAMPLES)
+    add_noun(cache.build(), "cache", ROUTE)
     add_noun(config.build(), "config", LOOK)
     add(doctor.doctor, "doctor", LOOK, doctor.EXAMPLES)
     return app

@@ -50,17 +50,21 @@ class Session:
         return Registry(self.config.registry.path)
 
     def node(self, name: str) -> NodeConfig:
-        """A configured node by name.
+        """A node by name: a configured one, or else one that a source of nodes finds now.
 
         Raises:
             NodeNotFoundError: there is none; the message lists those that there are.
         """
         from mecroute.errors import NodeNotFoundError
+        from mecroute_cli.discovered import discovered_nodes
 
-        for node in self.config.nodes:
-            if node.name == name:
-                return node
-        known = ", ".join(node.name for node in self.config.nodes)
+        nodes = {node.name: node for node in self.config.nodes}
+        if name not in nodes:
+            for source in discovered_nodes(self.config):
+                nodes |= {node.name: node for node in source.nodes}
+        if name in nodes:
+            return nodes[name]
+        known = ", ".join(nodes)
         raise NodeNotFoundError(
             f"no node named '{name}' is configured" + (f"; known: {known}" if known else ""),
             hint="add a [[nodes]] table with name and url to the file that `mecroute config path` names",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mecroute.client import AsyncClient, Client
     from mecroute.config import Config, load_config
     from mecroute.decision import Candidate, Decision, Rejection, Scores
+    from mecroute.device.probe import DeviceProbe, DeviceReading
     from mecroute.errors import MecrouteError
     from mecroute.outcome import Outcome, Provenance, Segment
     from mecroute.requirements import Requirements
@@ -36,6 +37,8 @@ _HOMES = {
     "Config": "config",
     "CreateEmbeddingResponse": "results",
     "Decision": "decision",
+    "DeviceProbe": "device.probe",
+    "DeviceReading": "device.probe",
     "MecrouteError": "errors",
     "Outcome": "outcome",
     "Provenance": "outcome",
@@ -58,6 +61,8 @@ __all__ = [
     "Config",
     "CreateEmbeddingResponse",
     "Decision",
+    "DeviceProbe",
+    "DeviceReading",
     "MecrouteError",
     "Outcome",
     "Provenance",

@@ -20,6 +20,7 @@ from mecroute._endpoints import (
 from mecroute._loop import LoopThread
 from mecroute.config import Config, load_config
 from mecroute.decision import Decision
+from mecroute.device.probe import DeviceProbe
 from mecroute.request import ingest
 from mecroute.results import Classification, InferResult
 from mecroute.runtime import Runtime
@@ -31,13 +32,15 @@ class AsyncClient:
     Args:
         config: the configuration; default: `mecroute.toml` and `MECROUTE_*`. Without any there is no
             key and no network needed: the models of the local registry answer.
+        device_probe: what the host knows of the machine better than this process (a phone's battery, say).
 
     Raises:
         ConfigError: the configuration is wrong.
     """
 
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: Config | None = None, *, device_probe: DeviceProbe | None = None) -> None:
         self._config = config if config is not None else load_config().config
+        self._device_probes = (device_probe,) if device_probe is not None else ()
         self._made: Runtime | None = None
         self.chat = AsyncChat(self._runtime)
         self.embeddings = AsyncEmbeddings(self._runtime)
@@ -139,7 +142,7 @@ class AsyncClient:
 
     async def _runtime(self) -> Runtime:
         if self._made is None:
-            self._made = Runtime(self._config)
+            self._made = Runtime(self._config, device_probes=self._device_probes)
         return self._made
 
 
@@ -147,11 +150,11 @@ class Client:
     """The blocking client; the same as `AsyncClient` without `await`. Thread-safe.
 
     Args:
-        config: as for `AsyncClient`.
+        config, device_probe: as for `AsyncClient`.
     """
 
-    def __init__(self, config: Config | None = None) -> None:
-        self._async = AsyncClient(config)
+    def __init__(self, config: Config | None = None, *, device_probe: DeviceProbe | None = None) -> None:
+        self._async = AsyncClient(config, device_probe=device_probe)
         self._loop = LoopThread()
         self.chat = Chat(self._async.chat, self._loop)
         self.embeddings = Embeddings(self._async.embeddings, self._loop)

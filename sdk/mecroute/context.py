@@ -49,15 +49,34 @@ class DeviceState:
 
 @dataclass(frozen=True, slots=True)
 class NetworkState:
-    """The way to other machines. `offline`: this host has no route beyond itself."""
+    """The way to other machines, as the system and live traffic show it; None where nothing was measured.
+
+    Args:
+        offline: this host has no route beyond itself.
+        metered: bytes cost.
+        upload_limit_bytes: a larger request goes to no remote target; None without a limit.
+        rtt_ms, jitter_ms: median over the remotes that were lately heard of.
+        loss: 0..1, share of recent exchanges that were lost on the way.
+        bandwidth_bytes_per_s: best rate at which a body recently came in.
+    """
 
     offline: bool = False
+    metered: bool = False
+    upload_limit_bytes: int | None = None
+    rtt_ms: float | None = None
+    jitter_ms: float | None = None
+    loss: float = 0.0
+    bandwidth_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Everything the router is told about one request besides the targets."""
+    """Everything the router is told about one request besides the targets.
+
+    `upload_bytes`: about how much a remote target would have to be sent; 0 where nobody asks.
+    """
 
     features: RequestFeatures
     device: DeviceState
     network: NetworkState
+    upload_bytes: int = 0

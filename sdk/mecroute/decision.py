@@ -16,6 +16,7 @@ Reason = Literal[
     "privacy",
     "residency",
     "offline",
+    "metered",
     "capability",
     "context_length",
     "memory",

@@ -67,7 +67,8 @@ class Outcome:
 class Provenance:
     """Where an answer comes from: the decision, the outcome and every segment.
 
-    `cache` is `exact` when the answer was remembered, else None.
+    `cache` is `exact` when the answer to the same request was remembered, `semantic` when that to one which
+    means the same was, else None.
     """
 
     request_id: str
@@ -77,7 +78,7 @@ class Provenance:
     tier: Tier
     node: str | None
     model: str
-    cache: Literal["exact"] | None = None
+    cache: Literal["exact", "semantic"] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The provenance as JSON types."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Any
 
 from mecroute.agents import CacheAgent, ContextAgent, MonitorAgent, ResourceAgent, RouterAgent
-from mecroute.agents.cache import Remembered
+from mecroute.caching.answers import Remembered
 from mecroute.config.schema import Config
 from mecroute.decision import Decision
 from mecroute.device.bandwidth import bandwidth
@@ -45,9 +45,13 @@ class Pipeline:
         self.monitor = monitor
         self._tiers = tiers
         self._traffic = Traffic(hedge_budget=config.router.hedge_budget)
+        #: Told of every request before it is decided.
+        self.on_request: Callable[[], None] | None = None
 
     async def decide(self, request: Request) -> Decision:
         """Steps 2 to 4: assess the request, list the targets, decide. Runs nothing."""
+        if self.on_request is not None:
+            self.on_request()
         context = self.context.assess(request)
         await self.resource.refresh()
         targets = self.resource.targets(context.device.bandwidth_bytes_per_s)
@@ -70,7 +74,8 @@ class Pipeline:
             MecrouteError: what `Execution.complete` raises.
         """
         request = self.router.admit(request)
-        if (remembered := self.cache.lookup(request)) is not None:
+        remembered = self.cache.lookup(request) or await self.cache.lookup_similar(request)
+        if remembered is not None:
             return self._deliver_remembered(request, remembered)
         decision = await self.decide(request)
         execution = self._execution(request, decision)
@@ -176,7 +181,6 @@ class Pipeline:
             tokens_per_s=None,
             cost_usd=0.0,
         )
-        cache: Literal["exact"] = "exact"
         provenance = Provenance(
             request_id=request.id,
             decision=before.decision,
@@ -185,7 +189,7 @@ class Pipeline:
             tier=before.tier,
             node=before.node,
             model=before.model,
-            cache=cache,
+            cache=remembered.kind,
         )
         self.monitor.record(provenance, user=request.user)
         return {**remembered.body, "id": request.id}, provenance

@@ -11,6 +11,7 @@ from mecroute.errors import InvalidRequestError
 from mecroute_registry.facts import Tier
 
 Privacy = Literal["device", "edge", "any"]
+Caching = Literal["off", "private", "shared"]
 
 #: The tiers a request may reach under each privacy floor.
 TIERS_WITHIN: Mapping[Privacy, frozenset[Tier]] = {
@@ -37,6 +38,9 @@ class Requirements:
         policy: name of the policy that weighs the factors; default: the configured one.
         zone: where the user is. Of equally good targets those in the same zone come first, and a
             conversation is handed over to them when it changes.
+        cache: `off` (neither taken from the cache nor kept there), `private` (within the user) or `shared`
+            (among users). Stating `private` or `shared` asks for it also where the answer is sampled;
+            unstated, only answers that would come out the same again are cached, within the user.
 
     Raises:
         InvalidRequestError: a value is out of its range, or two contradict each other.
@@ -50,6 +54,7 @@ class Requirements:
     deadline_ms: float | None = None
     policy: str | None = None
     zone: str | None = None
+    cache: Caching | None = None
 
     def __post_init__(self) -> None:
         _check("max_latency_ms", self.max_latency_ms, "a number above 0", lambda v: v > 0)
@@ -59,6 +64,10 @@ class Requirements:
         if self.privacy not in get_args(Privacy):
             raise InvalidRequestError(
                 f"requirements.privacy must be 'device', 'edge' or 'any', not {self.privacy!r}"
+            )
+        if self.cache is not None and self.cache not in get_args(Caching):
+            raise InvalidRequestError(
+                f"requirements.cache must be 'off', 'private' or 'shared', not {self.cache!r}"
             )
         for name, expected in (("residency", "a region"), ("policy", "a policy's name"), ("zone", "a zone")):
             text = getattr(self, name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +11,12 @@ from typing import TYPE_CHECKING
 from mecroute.agents import CacheAgent, ContextAgent, MonitorAgent, ResourceAgent, RouterAgent
 from mecroute.agents.resource import DeviceLoad
 from mecroute.config.schema import Config, NodeConfig
+from mecroute.device.probe import DeviceProbe, Probes
+from mecroute.network.health import CloudHealth
 from mecroute.network.links import Links
 from mecroute.pipeline import Pipeline
+from mecroute.placement.demand import Demand
+from mecroute.placement.keeper import DemandKeeper
 from mecroute.state.store import StateStore
 from mecroute.tiers.base import Tier
 from mecroute_registry.facts import Tier as TierName
@@ -25,18 +30,31 @@ if TYPE_CHECKING:
 class Runtime:
     """One client's machinery. Made and used on one event loop."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, device_probes: Sequence[DeviceProbe] = ()) -> None:
         self.registry = Registry(_expanded(config.registry.path))
         self._exits = AsyncExitStack()
         self._store = StateStore(_expanded(config.state.path), enabled=config.state.enabled)
         monitor = MonitorAgent(self._store)
+        demand = Demand()
+        keeper: DemandKeeper | None = None
+        if config.state.enabled and config.placement.learn:
+            keeper = DemandKeeper(self._store.path, demand)
+            self._exits.push_async_callback(keeper.aclose)
+        cache = CacheAgent(config.cache, demand=demand, on_demand=keeper.counted if keeper else None)
+        self._exits.callback(cache.close)
         tiers: dict[TierName, Tier] = {}
         loads = self._add_device(config, tiers)
         self.links = Links()
+        self._health = CloudHealth()
         self.fleet = self._add_remote(config, tiers)
         self.pipeline = Pipeline(
             config,
-            context=ContextAgent(usual_output_tokens=monitor.usual_output_tokens),
+            context=ContextAgent(
+                usual_output_tokens=monitor.usual_output_tokens,
+                probes=Probes(device_probes),
+                links=self.links,
+                network=config.network,
+            ),
             resource=ResourceAgent(
                 config,
                 self.registry,
@@ -44,12 +62,15 @@ class Runtime:
                 monitor,
                 loads=loads or (lambda: _NOTHING_LOADED),
                 links=self.links,
+                health=self._health,
             ),
             router=RouterAgent(config.router),
-            cache=CacheAgent(),
+            cache=cache,
             monitor=monitor,
             tiers=tiers,
         )
+        if config.placement.preload:
+            self._preload(config, demand, tiers)
 
     async def aclose(self) -> None:
         """Unload models, close connections, write the state."""
@@ -66,6 +87,30 @@ class Runtime:
         tiers["device"] = device
         return device.loads
 
+    def _preload(self, config: Config, demand: Demand, tiers: Mapping[TierName, Tier]) -> None:
+        from mecroute.placement.preload import Preloader
+        from mecroute.tiers.device import DeviceTier
+
+        device = tiers.get("device")
+        if not isinstance(device, DeviceTier):
+            return
+        preloader = Preloader(
+            demand,
+            models=self.registry.list,
+            loaded=device.loads,
+            load=device.preload,
+            device=self.pipeline.context.device_state,
+            battery_floor=config.device.battery_floor,
+        )
+        self.pipeline.on_request = preloader.asked
+        task = asyncio.create_task(preloader.run())
+
+        async def stop() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        self._exits.push_async_callback(stop)
+
     def _add_remote(self, config: Config, tiers: dict[TierName, Tier]) -> Fleet | None:
         has_nodes = bool(config.nodes or config.discovery)
         if not has_nodes and not config.cloud:
@@ -78,7 +123,9 @@ class Runtime:
         from mecroute.tiers.http import Endpoint, HttpTier
 
         fleet: Fleet | None = None
-        traffic = Traffic(self.links, lambda name: fleet.watch_of(name) if fleet is not None else None)
+        traffic = Traffic(
+            self.links, self._health, lambda name: fleet.watch_of(name) if fleet is not None else None
+        )
         # Nodes come and go while this runs; the tier sees that in the same mapping.
         nodes: dict[str, Endpoint] = {}
         clouds: dict[str, Endpoint] = {

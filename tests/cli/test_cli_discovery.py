@@ -71,7 +71,9 @@ def test_prices_say_who_states_them(mecroute: Callable[..., Any], tmp_path: Path
         '[[prices]]\nmodel = "big-*"\ninput_usd_per_mtok = 3\noutput_usd_per_mtok = 4\n'
         '[[prices]]\nmodel = "*-2"\ninput_usd_per_mtok = 5\noutput_usd_per_mtok = 6\n'
     )
-    rows = {row["name"]: row for row in mecroute("config", "prices", "--json", "--config", path).json["prices"]}
+    rows = {
+        row["name"]: row for row in mecroute("config", "prices", "--json", "--config", path).json["prices"]
+    }
     assert (rows["a"]["input_usd_per_mtok"], rows["a"]["output_usd_per_mtok"]) == (3, 4)
     assert rows["a"]["source"] == "[[prices]] big-*"
     assert (rows["b"]["input_usd_per_mtok"], rows["b"]["source"]) == (9, "its own entry")

@@ -17,7 +17,17 @@ def test_a_load_survives_the_header(load: ModelLoad) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [None, "", "r=1", "r=1;q=0;p=0", "r=-1;q=0;p=1", "r=1e3;q=0;p=1", "r=9999999;q=0;p=1", "x" * 300, "r=²;q=0;p=1"],
+    [
+        None,
+        "",
+        "r=1",
+        "r=1;q=0;p=0",
+        "r=-1;q=0;p=1",
+        "r=1e3;q=0;p=1",
+        "r=9999999;q=0;p=1",
+        "x" * 300,
+        "r=²;q=0;p=1",
+    ],
 )
 def test_what_is_no_load_is_none(text: str | None) -> None:
     assert ModelLoad.parse(text) is None

@@ -11,10 +11,15 @@ import httpx
 import pytest
 
 from mecroute import AsyncClient, Config
+from mecroute.agents import MonitorAgent, ResourceAgent
 from mecroute.config import DeviceConfig, NodeConfig, RegistryConfig, StateConfig
 from mecroute.network.links import Links
+from mecroute.nodes.fleet import Fleet
 from mecroute.nodes.load_header import LOAD_HEADER, ModelLoad
 from mecroute.nodes.watch import SPACING_S, NodeWatch
+from mecroute.state.store import StateStore
+from mecroute.target import TargetState
+from mecroute_registry import Registry
 from mecroute_server.run import NodeServer
 from mecroute_server.settings import ServerSettings
 from support.server import SAYS, running_node
@@ -81,7 +86,7 @@ def test_a_poll_is_answered_as_soon_as_something_changes(node: NodeServer) -> No
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("wait_s", ["-1", "61", "soon", "nan", "1e1"])
+@pytest.mark.parametrize("wait_s", ["-1", "61", "soon", "nan", "inf", "1" * 500])
 def test_a_wait_that_is_none_is_refused(node: NodeServer, wait_s: str) -> None:
     answer = ask(f"{node.url}/admin/node?wait_s={wait_s}")
     assert answer.status_code == 400
@@ -121,7 +126,9 @@ def test_fifty_requests_a_second_fetch_at_most_one_report_a_second(node: NodeSer
 
 def test_a_node_that_dies_and_comes_back_is_noticed() -> None:
     async def run() -> None:
-        answers = iter([httpx.Response(200, json={"node": "n"}), httpx.ConnectError("no"), httpx.Response(500)])
+        answers = iter(
+            [httpx.Response(200, json={"node": "n"}), httpx.ConnectError("no"), httpx.Response(500)]
+        )
 
         def handler(request: httpx.Request) -> httpx.Response:
             answer = next(answers, httpx.Response(200, json={"node": "n", "zone": "z"}))
@@ -153,8 +160,76 @@ def test_a_report_s_region_counts_only_where_it_is_trusted() -> None:
         async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as http:
             for trusts, expected in ((True, "eu-1"), (False, None)):
                 watch = NodeWatch(NodeConfig(name="n", url="http://n"), http, trusts_region=trusts)
-                await watch.refresh()
+                assert watch.touch()
+                await watch.wait()
                 assert watch.region == expected
                 await watch.aclose()
+
+    asyncio.run(run())
+
+
+def test_targets_follow_whatever_is_learned_of_a_node(tmp_path: Path) -> None:
+    """They are kept until something changes: each thing that can change must be seen in them."""
+    model = {
+        "ref": "m:1", "state": "ready", "context_length": 4096, "parallel": 2, "running": 0,
+        "prefill_tokens_per_s": 100.0, "decode_tokens_per_s": 10.0,
+    }  # fmt: skip
+    answers: list[httpx.Response] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        return answers.pop(0)
+
+    async def run() -> None:
+        config = Config(nodes=(NodeConfig(name="n", url="http://n.example"),))
+        async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as http:
+            fleet = Fleet(config, http, Links(), on_join=lambda _: None, on_leave=lambda _: None)
+            monitor = MonitorAgent(StateStore(tmp_path / "s.sqlite3", enabled=False))
+            agent = ResourceAgent(config, Registry(tmp_path / "registry"), fleet, monitor, loads=dict)
+            (watch,) = fleet.watches
+
+            def state() -> TargetState:
+                (found,) = agent.targets()
+                assert found == agent.targets()[0], "asking twice changes nothing"
+                return found
+
+            assert state().unavailable == "no model is ready there"
+            answers.append(httpx.Response(200, json={"node": "n", "models": [model]}))
+            await watch.probe()
+            assert (state().target.model, state().running, state().unavailable) == ("m:1", 0, None)
+            watch.heard("m:1", ModelLoad(2, 1, 2, 200.0, 20.0))
+            assert (state().running, state().queued, state().decode_tokens_per_s) == (2, 1, 20.0)
+            watch.left("m:1")
+            assert state().running == 1
+            monitor.failed("mec/n/m:1", "no answer")
+            assert "no answer" in (state().unavailable or "")
+            assert state().availability < 1
+            answers.append(httpx.Response(500))
+            await watch.probe()
+            assert "500" in (state().unavailable or "")
+            answers.append(httpx.Response(200, json={"node": "n", "models": [{**model, "ref": "other:1"}]}))
+            await watch.probe()
+            assert (state().target.model, state().running, state().unavailable) == ("other:1", 0, None)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+def test_a_node_that_stops_lets_go_of_who_waits(tmp_path: Path, with_model: bool) -> None:
+    files = (write_tiny_gguf(tmp_path / "tiny.gguf", says=SAYS),) if with_model else ()
+    settings = ServerSettings(
+        port=0, node="n", registry_root=tmp_path / "r", model_files=files, threads=1, shutdown_grace_s=50
+    )
+
+    async def run() -> None:
+        with running_node(settings) as server:
+            async with httpx.AsyncClient(base_url=server.url, timeout=100) as http:
+                tag = (await http.get("/admin/node")).headers["etag"]
+                poll = asyncio.create_task(
+                    http.get("/admin/node?wait_s=59", headers={"if-none-match": tag})
+                )
+                await asyncio.sleep(0.2)
+                server.stop()
+                answer = await asyncio.wait_for(poll, 30)
+                assert answer.status_code == 200
 
     asyncio.run(run())

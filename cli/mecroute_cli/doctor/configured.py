@@ -92,9 +92,7 @@ def _discovery(config: Config) -> Iterator[Check]:
     for source in discovered_nodes(config):
         name = f"discovery {source.source.name}"
         if source.problem is not None:
-            yield Check(
-                "nodes", name, "broken", source.problem, "mend or remove that [[discovery]]"
-            )
+            yield Check("nodes", name, "broken", source.problem, "mend or remove that [[discovery]]")
             continue
         found = ", ".join(f"{node.name} ({node.url})" for node in source.nodes) or "no node found"
         detail = "; ".join((f"{source.source.kind}: {found}", *source.notes))

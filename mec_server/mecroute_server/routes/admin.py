@@ -22,7 +22,10 @@ from mecroute_server.state_feed import MAX_WAIT_S
 router = APIRouter(prefix="/admin")
 
 
-@router.get("/node")
+_WAIT = {"name": "wait_s", "in": "query", "schema": {"type": "number", "minimum": 0, "maximum": MAX_WAIT_S}}
+
+
+@router.get("/node", openapi_extra={"parameters": [_WAIT]})
 async def node_state(request: Request, node: CurrentNode) -> Response:
     """The node, its machine and its models.
 
@@ -137,11 +140,15 @@ async def _registered(node: Node, ref: str) -> ModelSlot:
 def _wait_s(text: str | None) -> float:
     if text is None:
         return 0.0
-    if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,6})?", text) or float(text) > MAX_WAIT_S:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= MAX_WAIT_S:
         raise InvalidRequestError(
             f"wait_s is not a number of seconds from 0 to {MAX_WAIT_S:g}", hint="as ?wait_s=20"
         )
-    return float(text)
+    return value
 
 
 def _slot(node: Node, ref: str) -> ModelSlot:

@@ -2,71 +2,141 @@
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 import json
-import math
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
+from mecroute.caching.answers import Answers, Remembered
+from mecroute.caching.keys import CacheKey, cache_key
+from mecroute.config.caching import CacheConfig
+from mecroute.errors import MecrouteError
 from mecroute.outcome import Provenance
+from mecroute.placement.demand import Demand
 from mecroute.request import Request
 from mecroute.target import TargetState
 
+if TYPE_CHECKING:
+    from mecroute.caching.disk import AnswerDisk
+    from mecroute.caching.embedder import Embedder, Vector
+    from mecroute.caching.similar import SimilarQuestions
+
 Heat = Literal["hot", "warm", "cold"]
 
-_MAX_ANSWERS = 256
-_DEMAND_HALF_LIFE_S = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """An answer given before, as the OpenAI-shaped body, with where it came from."""
-
-    body: Mapping[str, Any]
-    provenance: Provenance
+_LOG = logging.getLogger("mecroute.cache")
+#: Questions that were looked up and whose answers are still being made.
+_PENDING = 1024
 
 
 class CacheAgent:
-    """Remembers answers in this process and counts demand per model. For one event loop.
+    """Remembers answers and counts demand per model. For one event loop.
 
-    Only what would come out the same again is remembered: requests at temperature 0. The key holds the
-    whole request, the user and the requirements, so that nobody gets another's answer and no answer
-    crosses a privacy floor. Nothing is written to disk.
+    Only what would come out the same again is remembered, unless a request states otherwise (see
+    `caching.keys.cache_key`). The key holds the whole request and the user, so that nobody gets another's
+    answer; and an answer is given only where its own target would have been allowed, so that none crosses a
+    privacy floor, a residency or a least quality. Nothing is written to disk unless that was switched on.
+
+    Args:
+        config: `[cache]`.
+        demand: where requests per model are counted.
+        on_demand: told of every request that was counted.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._answers: OrderedDict[str, Remembered] = OrderedDict()
-        self._demand: dict[str, tuple[float, float]] = {}
+    def __init__(
+        self,
+        config: CacheConfig | None = None,
+        *,
+        demand: Demand | None = None,
+        on_demand: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config or CacheConfig()
+        self.demand = demand or Demand()
+        self._on_demand = on_demand
+        self._answers = Answers(ttl_s=self._config.ttl_s, max_bytes=self._config.max_bytes, clock=clock)
+        self._similar: SimilarQuestions | None = None
+        self._semantic_ready = not (self._config.enabled and self._config.semantic)
+        self._pending: OrderedDict[str, Vector] = OrderedDict()
+        self._disk: AnswerDisk | None = None
+        if self._config.enabled and self._config.persist:
+            from mecroute.caching.disk import AnswerDisk, default_path
+
+            path = self._config.path.expanduser() if self._config.path is not None else default_path()
+            self._disk = AnswerDisk(path, ttl_s=self._config.ttl_s, max_bytes=self._config.max_bytes)
 
     def lookup(self, request: Request) -> Remembered | None:
         """The remembered answer to exactly this request, or None."""
-        key = _key(request)
-        if key is None or key not in self._answers:
+        key = self._key(request)
+        if key is None:
             return None
-        self._answers.move_to_end(key)
-        return self._answers[key]
+        found = self._get(key.exact)
+        return found if found is not None and may_be_given(request, found.provenance) else None
+
+    async def lookup_similar(self, request: Request) -> Remembered | None:
+        """The remembered answer to a request that means the same, or None; needs `[cache] semantic`."""
+        if not self._config.semantic or (key := self._key(request)) is None or key.frame is None:
+            return None
+        if not self._semantic_ready:
+            self._semantic_ready = True
+            self._similar = await asyncio.to_thread(open_similar, self._config)
+        similar = self._similar
+        if similar is None:
+            return None
+        vector = await self._embed(similar.embedder, key.text)
+        if vector is None:
+            return None
+        self._pending[request.id] = vector
+        while len(self._pending) > _PENDING:
+            self._pending.popitem(last=False)
+        if self._disk is not None and not similar.knows(key.frame):
+            for other, question in reversed(self._disk.questions(key.frame)):
+                if (known := await self._embed(similar.embedder, question)) is not None:
+                    similar.add(key.frame, other, known)
+        for other in similar.find(key.frame, vector):
+            found = self._get(other)
+            if found is None:
+                similar.remove(key.frame, other)
+            elif may_be_given(request, found.provenance):
+                self._pending.pop(request.id, None)
+                return replace(found, kind="semantic")
+        return None
 
     def remember(self, request: Request, body: Mapping[str, Any], provenance: Provenance) -> None:
         """Keep a whole, undisturbed answer where the request allows it."""
-        key = _key(request)
+        vector = self._pending.pop(request.id, None)
+        key = self._key(request)
         if key is None or provenance.outcome.error is not None or len(provenance.segments) != 1:
             return
-        self._answers[key] = Remembered(body, provenance)
-        while len(self._answers) > _MAX_ANSWERS:
-            self._answers.popitem(last=False)
+        try:
+            size = len(json.dumps(dict(body))) + len(key.text)
+        except (TypeError, ValueError):
+            return
+        answer = Remembered(body, provenance)
+        if not self._answers.put(key.exact, answer, size):
+            return
+        if self._similar is not None and key.frame is not None and vector is not None:
+            self._similar.add(key.frame, key.exact, vector)
+        if self._disk is not None:
+            self._disk.put(key, answer, size)
 
     def asked_for(self, model: str) -> None:
         """Count one request answered by a model."""
-        self._demand[model] = (self.demand(model) + 1, self._clock())
+        self.demand.asked_for(model)
+        if self._on_demand is not None:
+            self._on_demand()
 
-    def demand(self, model: str) -> float:
-        """Recent requests for a model, each losing half its weight every hour."""
-        count, at = self._demand.get(model, (0.0, self._clock()))
-        return count * math.exp2(-max(0.0, self._clock() - at) / _DEMAND_HALF_LIFE_S)
+    def close(self) -> None:
+        """Close the file of answers, and unload the encoder."""
+        if self._disk is not None:
+            self._disk.close()
+        close = getattr(self._similar.embedder, "close", None) if self._similar is not None else None
+        if close is not None:
+            close()
 
     @staticmethod
     def heat(model: str, targets: Iterable[TargetState], in_store: bool) -> Heat:
@@ -75,27 +145,101 @@ class CacheAgent:
             return "hot"
         return "warm" if in_store else "cold"
 
+    def _key(self, request: Request) -> CacheKey | None:
+        return cache_key(request) if self._config.enabled else None
 
-def _key(request: Request) -> str | None:
-    if request.task in ("embed", "classify", "infer"):
-        deterministic = True
-    else:
-        temperature = request.body.get("temperature")
-        deterministic = isinstance(temperature, int | float) and temperature == 0
-    if not deterministic:
-        return None
+    def _get(self, key: str) -> Remembered | None:
+        found = self._answers.get(key)
+        if found is None and self._disk is not None and (kept := self._disk.get(key)) is not None:
+            found, size, age_s = kept
+            self._answers.put(key, found, size, age_s=age_s)
+        return found
+
+    async def _embed(self, embedder: Embedder, text: str) -> Vector | None:
+        try:
+            if embedder.is_fast:
+                return embedder.embed([text])[0]
+            return (await asyncio.to_thread(embedder.embed, [text]))[0]
+        except MecrouteError:
+            return None  # too long for the model, or it is busy: then the question is simply answered
+
+
+def may_be_given(request: Request, provenance: Provenance) -> bool:
+    """Whether the target that gave an answer would have been allowed to answer this request.
+
+    Nothing leaves the device with a hit, yet a request that must stay on the device is not answered by what a
+    cloud said, and one that wants quality not by what a weaker model said.
+    """
+    asked = request.requirements
+    answered = next(
+        (c for c in provenance.decision.candidates if c.target.id == provenance.outcome.target_id), None
+    )
+    if answered is None:
+        return False
+    target = answered.target
+    if not (asked.allows_tier(target.tier) and asked.allows_region(target.tier, target.region)):
+        return False
+    return asked.min_quality is None or answered.quality >= asked.min_quality
+
+
+def open_similar(config: CacheConfig) -> SimilarQuestions | None:
+    """The semantic side of the cache; None, and a line in the log, where it was not calibrated for this."""
+    from mecroute.caching.similar import SimilarQuestions
+
     try:
-        canonical = json.dumps(
-            {
-                "task": request.task,
-                "model": request.model.text,
-                "user": request.user,
-                "body": dict(request.body),
-                "requirements": request.requirements.to_dict(),
-            },
-            sort_keys=True,
-            ensure_ascii=True,
+        embedder = open_embedder(config)
+        problem, threshold = semantic_problem(config, embedder)
+    except MecrouteError as error:
+        problem, threshold = error.message, None
+    if problem is not None or threshold is None:
+        _LOG.warning("the semantic cache is off: %s", problem)
+        return None
+    return SimilarQuestions(embedder, threshold)
+
+
+def open_embedder(config: CacheConfig) -> Embedder:
+    """The embedder that `[cache] encoder` means.
+
+    Raises:
+        InvalidModelFileError: it is no text encoder.
+        MissingExtraError: the `device` extra is not installed.
+    """
+    if config.encoder is None:
+        from mecroute.caching.embedder import HashingEmbedder
+
+        return HashingEmbedder()
+    try:
+        from mecroute.caching.encoder_embedder import EncoderEmbedder
+    except ImportError as error:
+        from mecroute.errors import MissingExtraError
+
+        raise MissingExtraError("device", "running a text encoder for the cache") from error
+    return EncoderEmbedder(config.encoder.expanduser())
+
+
+def semantic_problem(config: CacheConfig, embedder: Embedder) -> tuple[str | None, float | None]:
+    """Why no similar answer may be given, or the calibrated threshold.
+
+    Raises:
+        ConfigError: the calibration cannot be read.
+    """
+    from mecroute.caching.calibration import load_calibration
+
+    found = load_calibration()
+    how = "run `mecroute cache calibrate DATA`"
+    if found is None:
+        return f"it was never calibrated; {how}", None
+    if found.embedder != embedder.name:
+        return f"it was calibrated for the embedder {found.embedder}, not {embedder.name}; {how}", None
+    if found.threshold is None:
+        return (
+            f"no threshold kept wrong hits at {found.rate:g}; {how} with a higher rate, or an encoder",
+            None,
         )
-    except (TypeError, ValueError):
-        return None  # holds something that is no JSON; it cannot be told apart safely
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    if found.rate > config.wrong_hit_rate:
+        return (
+            f"it was calibrated for a rate of wrong hits of {found.rate:g}, "
+            f"and wrong_hit_rate is {config.wrong_hit_rate:g}; {how}",
+            None,
+        )
+    return None, found.threshold

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
+from mecroute.config.network import NetworkConfig
 from mecroute.context import Context, DeviceState, NetworkState
+from mecroute.device.probe import DeviceReading, Probes
 from mecroute.device.state import read_device_state, read_network_state
+from mecroute.network.links import Links
 from mecroute.predict.complexity import request_features
 from mecroute.request import Request
 
 #: Battery, memory and routes change slowly; reading them costs more than a whole decision.
 _REFRESH_S = 1.0
+#: Values of a request that are looked through for how much has to be sent.
+_MAX_VALUES = 100_000
 
 
 class ContextAgent:
@@ -19,8 +25,10 @@ class ContextAgent:
 
     Args:
         usual_output_tokens: looks up a user's mean answer length; None where unknown.
-        read_device, read_network: where the state of the machine comes from; a host that knows better
-            (a phone's own battery API, say) passes its own.
+        read_device, read_network: where the state of the machine comes from.
+        probes: what the host knows better; it wins over what is read.
+        links: the network as traffic shows it.
+        network: `[network]`.
         clock: monotonic seconds.
     """
 
@@ -30,11 +38,17 @@ class ContextAgent:
         usual_output_tokens: Callable[[str | None], float | None],
         read_device: Callable[[], DeviceState] = read_device_state,
         read_network: Callable[[], NetworkState] = read_network_state,
+        probes: Probes | None = None,
+        links: Links | None = None,
+        network: NetworkConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._usual_output_tokens = usual_output_tokens
         self._read_device = read_device
         self._read_network = read_network
+        self._probes = probes or Probes()
+        self._links = links or Links()
+        self._network_config = network or NetworkConfig()
         self._clock = clock
         self._read_at = float("-inf")
         self._device: DeviceState | None = None
@@ -44,11 +58,61 @@ class ContextAgent:
         """Everything the router is told about this request besides the targets."""
         device, network = self._machine()
         features = request_features(request, usual_output_tokens=self._usual_output_tokens(request.user))
-        return Context(features=features, device=device, network=network)
+        # Only a metered network makes the size matter.
+        upload = upload_bytes(request) if network.upload_limit_bytes is not None else 0
+        return Context(features=features, device=device, network=network, upload_bytes=upload)
+
+    def device_state(self) -> DeviceState:
+        """The device as it is now, or was within the last second."""
+        return self._machine()[0]
 
     def _machine(self) -> tuple[DeviceState, NetworkState]:
         now = self._clock()
         if self._device is None or not 0 <= now - self._read_at < _REFRESH_S:
-            self._device, self._network = self._read_device(), self._read_network()
+            reading = self._probes.read()
+            self._device = _with_reading(self._read_device(), reading)
+            self._network = self._network_now(reading)
             self._read_at = now
         return self._device, self._network
+
+    def _network_now(self, reading: DeviceReading) -> NetworkState:
+        base, link, config = self._read_network(), self._links.overall(), self._network_config
+        metered = config.metered if config.metered is not None else bool(reading.metered)
+        return replace(
+            base,
+            offline=base.offline if reading.offline is None else reading.offline,
+            metered=metered,
+            upload_limit_bytes=config.metered_max_bytes if metered else None,
+            rtt_ms=link.rtt_ms,
+            jitter_ms=link.jitter_ms,
+            loss=link.loss,
+            bandwidth_bytes_per_s=link.bandwidth_bytes_per_s,
+        )
+
+
+def _with_reading(device: DeviceState, reading: DeviceReading) -> DeviceState:
+    told = {
+        name: value
+        for name in ("memory_available_bytes", "battery", "charging", "throttled", "bandwidth_bytes_per_s")
+        if (value := getattr(reading, name)) is not None
+    }
+    return replace(device, **told) if told else device
+
+
+def upload_bytes(request: Request) -> int:
+    """About how many bytes a request has to send: its texts, images and other parts (UTF-8)."""
+    total, left = 0, _MAX_VALUES
+    waiting: list[object] = [dict(request.body)]
+    while waiting and left:
+        left -= 1
+        value = waiting.pop()
+        if isinstance(value, str):
+            total += len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
+        elif isinstance(value, dict):
+            waiting.extend(value.keys())
+            waiting.extend(value.values())
+        elif isinstance(value, list | tuple):
+            waiting.extend(value)
+        else:
+            total += 8
+    return total

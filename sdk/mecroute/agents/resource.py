@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from mecroute.agents.monitor import MonitorAgent
 from mecroute.config.schema import CloudConfig, Config
 from mecroute.device.hardware import default_threads, hardware_class
+from mecroute.network.health import CloudHealth
 from mecroute.network.links import Links
 from mecroute.nodes.discovery.admission import is_loopback
 from mecroute.nodes.report import ModelReport
@@ -55,6 +56,18 @@ class DeviceLoad:
     decode_tokens_per_s: float | None
 
 
+class _NodeTargets:
+    """The targets on one node: (state, id, why the node itself cannot be used), as of its watch's changes and
+    the registry's generation."""
+
+    __slots__ = ("as_of", "states", "watch")
+
+    def __init__(self, watch: NodeWatch, as_of: object, states: Iterable[TargetState]) -> None:
+        self.watch = watch
+        self.as_of = as_of
+        self.states = [(state, state.target.id, state.unavailable) for state in states]
+
+
 class ResourceAgent:
     """Lists targets with their state. For one event loop.
 
@@ -62,6 +75,7 @@ class ResourceAgent:
         fleet: the MEC nodes that are known; None where none can be.
         loads: the models loaded in this process, by reference.
         links: the way to each remote, as traffic shows it.
+        health: whether clouds take requests, as their answers show it.
     """
 
     def __init__(
@@ -73,6 +87,7 @@ class ResourceAgent:
         *,
         loads: Callable[[], Mapping[str, DeviceLoad]],
         links: Links | None = None,
+        health: CloudHealth | None = None,
     ) -> None:
         self._config = config
         self._registry = registry
@@ -80,8 +95,10 @@ class ResourceAgent:
         self._monitor = monitor
         self._loads = loads
         self._links = links or Links()
+        self._health = health or CloudHealth()
         self._cloud_prices = {cloud.name: price_of(cloud, config.prices) for cloud in config.cloud}
         self._node_prices: dict[str, Price] = {}
+        self._mec_known: dict[str, _NodeTargets] = {}
         self._hardware = hardware_class()
         self._generation: object = None
         self._models: list[ModelVersion] = []
@@ -185,25 +202,46 @@ class ResourceAgent:
         return max(fitting, key=lambda p: p.measured_at, default=None)
 
     def _mec(self) -> Iterator[TargetState]:
-        for watch in self._fleet.watches if self._fleet is not None else ():
-            node = watch.node
-            if node.name not in self._node_prices:
-                self._node_prices[node.name] = price_of(node, ())
-            away = _is_away(node.url)
-            reported = watch.report.models if watch.report else ()
-            models = [m for m in reported if m.state == "ready" or m.on_demand]
-            if not models:
-                problem = watch.problem or "no model is ready there"
-                yield TargetState(
-                    target=Target("mec", "*", node=node.name, region=watch.region),
-                    tasks=frozenset({"chat", "completion", "embed"}),
-                    abilities=_LOCAL_ABILITIES,
-                    context_length=2**31,
-                    reached_over_network=away,
-                    unavailable=problem,
-                )
-            for model in models:
-                yield self._mec_target(watch, model, away=away)
+        """The models on nodes. What a node says is turned into targets once, until it says something else:
+        with a thousand nodes that is most of what a decision would cost."""
+        watches = self._fleet.watches if self._fleet is not None else ()
+        if len(self._mec_known) > len(watches):
+            names = {watch.node.name for watch in watches}
+            self._mec_known = {name: known for name, known in self._mec_known.items() if name in names}
+        monitor = self._monitor
+        for watch in watches:
+            known = self._mec_known.get(watch.node.name)
+            if known is None or known.watch is not watch or known.as_of != (watch.changes, self._generation):
+                known = _NodeTargets(watch, (watch.changes, self._generation), tuple(self._targets_of(watch)))
+                self._mec_known[watch.node.name] = known
+            for index, (state, target_id, problem) in enumerate(known.states):
+                availability = monitor.availability(target_id)
+                unavailable = problem or monitor.resting(target_id)
+                if availability != state.availability or unavailable != state.unavailable:
+                    changed = replace(state, availability=availability, unavailable=unavailable)
+                    known.states[index] = (changed, target_id, problem)
+                    yield changed
+                else:
+                    yield state
+
+    def _targets_of(self, watch: NodeWatch) -> Iterator[TargetState]:
+        node = watch.node
+        if node.name not in self._node_prices:
+            self._node_prices[node.name] = price_of(node, ())
+        away = _is_away(node.url)
+        reported = watch.report.models if watch.report else ()
+        models = [m for m in reported if m.state == "ready" or m.on_demand]
+        if not models:
+            yield TargetState(
+                target=Target("mec", "*", node=node.name, region=watch.region),
+                tasks=frozenset({"chat", "completion", "embed"}),
+                abilities=_LOCAL_ABILITIES,
+                context_length=2**31,
+                reached_over_network=away,
+                unavailable=watch.problem or "no model is ready there",
+            )
+        for model in models:
+            yield self._mec_target(watch, model, away=away)
 
     def _mec_target(self, watch: NodeWatch, model: ModelReport, *, away: bool) -> TargetState:
         node, report = watch.node, watch.report
@@ -236,9 +274,8 @@ class ResourceAgent:
             parallel=load.parallel,
             input_usd_per_mtok=price.input_usd_per_mtok,
             output_usd_per_mtok=price.output_usd_per_mtok,
-            availability=self._monitor.availability(target.id),
             reached_over_network=away,
-            unavailable=watch.problem or self._monitor.resting(target.id),
+            unavailable=watch.problem,
             speed_is_shared=shared,
             zone=node.zone or report.zone,
             prefixes=model.prefix_set,
@@ -262,7 +299,7 @@ class ResourceAgent:
             output_usd_per_mtok=price.output_usd_per_mtok,
             availability=self._monitor.availability(target.id),
             reached_over_network=_is_away(cloud.base_url),
-            unavailable=missing or self._monitor.resting(target.id),
+            unavailable=missing or self._health.problem(cloud.name) or self._monitor.resting(target.id),
         )
 
 

@@ -74,7 +74,7 @@ def _within_cgroup(free: int | None) -> int | None:
 
 def _battery() -> tuple[float | None, bool]:
     if not _POWER.is_dir():
-        return None, True
+        return _battery_elsewhere()
     for supply in sorted(_POWER.iterdir()):
         if _read(supply / "type").strip() != "Battery" or _read(supply / "scope").strip() == "Device":
             continue  # scope Device: the battery of a mouse or a keyboard
@@ -82,6 +82,20 @@ def _battery() -> tuple[float | None, bool]:
         if capacity.isdigit():
             return min(1.0, int(capacity) / 100), _read(supply / "status").strip() != "Discharging"
     return None, True
+
+
+def _battery_elsewhere() -> tuple[float | None, bool]:
+    """On macOS and Windows, where psutil is installed."""
+    if sys.platform == "linux":
+        return None, True
+    try:
+        psutil = importlib.import_module("psutil")
+    except ImportError:
+        return None, True
+    state = psutil.sensors_battery()
+    if state is None:
+        return None, True
+    return min(1.0, max(0.0, state.percent / 100)), bool(state.power_plugged)
 
 
 def _throttled() -> bool:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from mecroute.network.health import CloudHealth
 from mecroute.network.links import Links
 from mecroute.nodes.load_header import LOAD_HEADER, ModelLoad
 
@@ -23,14 +24,18 @@ class Traffic:
 
     Args:
         links: where round trips, losses and rates are kept.
+        health: where it is kept whether clouds take requests.
         watch_of: the watch of a MEC node by name; None where it is not watched.
     """
 
-    def __init__(self, links: Links, watch_of: Callable[[str], NodeWatch | None]) -> None:
+    def __init__(
+        self, links: Links, health: CloudHealth, watch_of: Callable[[str], NodeWatch | None]
+    ) -> None:
         self._links = links
+        self._health = health
         self._watch_of = watch_of
 
-    def answered(self, target: Target, headers: Mapping[str, str], waited_ms: float) -> None:
+    def answered(self, target: Target, status: int, headers: Mapping[str, str], waited_ms: float) -> None:
         """The headers of an answer came.
 
         Args:
@@ -39,10 +44,10 @@ class Traffic:
         """
         remote = target.node or ""
         self._links.heard(remote, network_ms(headers, waited_ms))
-        if target.tier == "mec" and (load := ModelLoad.parse(headers.get(LOAD_HEADER))) is not None:
-            watch = self._watch_of(remote)
-            if watch is not None:
-                watch.heard(target.model, load)
+        if target.tier == "cloud":
+            self._health.answered(remote, status, headers)
+        elif (watch := self._watch_of(remote)) is not None:
+            watch.heard(target.model, ModelLoad.parse(headers.get(LOAD_HEADER)))
 
     def received(self, target: Target, size_bytes: int, took_s: float) -> None:
         """A whole body came in."""

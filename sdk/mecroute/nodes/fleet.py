@@ -50,6 +50,7 @@ class Fleet:
         self._prober: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         self._watches: dict[str, NodeWatch] = {}
+        self._found: list[tuple[NodeConfig, ...]] = []
         self.sources = tuple(
             SourceWatch(source, partial(open_discovery, source, config.store)) for source in config.discovery
         )
@@ -66,15 +67,18 @@ class Fleet:
         return self._watches.get(name)
 
     async def refresh(self) -> None:
-        """Bring the sources and then the nodes up to date; see `SourceWatch` and `NodeWatch` for how long."""
+        """Bring the sources and then the nodes up to date; see `SourceWatch` and `NodeWatch` for how long.
+
+        Where everything is fresh this waits for nothing and makes no task: it is on the way of each request.
+        """
         if self.sources:
-            await asyncio.gather(*(source.refresh() for source in self.sources))
+            stale = [source for source in self.sources if source.touch()]
+            if stale:
+                await asyncio.gather(*(source.wait() for source in stale))
             self._reconcile()
-        watches = self.watches
-        if len(watches) == 1:
-            await watches[0].refresh()
-        elif watches:
-            await asyncio.gather(*(watch.refresh() for watch in watches))
+        unknown = [watch for watch in self._watches.values() if watch.touch()]
+        if unknown:
+            await asyncio.gather(*(watch.wait() for watch in unknown))
         if self._probes and self._prober is None:
             self._prober = asyncio.create_task(self._probe())
 
@@ -90,10 +94,14 @@ class Fleet:
         )
 
     def _reconcile(self) -> None:
+        found = [source.nodes for source in self.sources]
+        if all(new is old for new, old in zip(found, self._found, strict=False)) and self._found:
+            return  # a source makes a new tuple when it finds something else
+        self._found = found
         wanted: dict[str, tuple[NodeConfig, SourceWatch]] = {}
         urls = {watch.node.url for watch in self.watches if watch.source == CONFIGURED}
-        for source in self.sources:
-            for node in source.nodes:
+        for source, nodes in zip(self.sources, found, strict=True):
+            for node in nodes:
                 # The same node by two ways is one node; the configuration's own word on it comes first.
                 if node.url not in urls and node.name not in wanted:
                     urls.add(node.url)

@@ -49,6 +49,7 @@ class NodeWatch:
         report: the newest report; None before the first.
         problem: why the node cannot be used now; None while it answers.
         fetches: how many reports were asked for.
+        changes: counts everything that is learned of the node; equal counts, nothing new.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class NodeWatch:
         self.report: NodeReport | None = None
         self.problem: str | None = None
         self.fetches = 0
+        self.changes = 0
         self._http = http
         self._links = links or Links()
         self._clock = clock
@@ -90,20 +92,28 @@ class NodeWatch:
         told = self.report.region if self.report is not None and self.trusts_region else None
         return self.node.region or told
 
-    async def refresh(self) -> None:
-        """Have the node followed; the first report, and one after a long rest, is waited for a while."""
+    def touch(self) -> bool:
+        """Have the node followed.
+
+        Returns:
+            Whether its first report, or one after a long rest, should be waited for with `wait`.
+        """
         self._asked_at = self._clock()
         rested = self._task is None or self._task.done()
         if rested:
             self._told.clear()
             self._task = asyncio.create_task(self._follow())
         never = self.report is None and self.problem is None
-        if never or (rested and self._asked_at - self._reported_at > STALE_S):
-            waiting = asyncio.ensure_future(self._told.wait())
-            await asyncio.wait((waiting,), timeout=FIRST_WAIT_S)
-            if not waiting.done():
-                waiting.cancel()
-                self.problem = f"{self.node.url} has not answered yet"
+        return never or (rested and self._asked_at - self._reported_at > STALE_S)
+
+    async def wait(self) -> None:
+        """Wait for the next report, for a while."""
+        waiting = asyncio.ensure_future(self._told.wait())
+        await asyncio.wait((waiting,), timeout=FIRST_WAIT_S)
+        if not waiting.done():
+            waiting.cancel()
+            self.changes += 1
+            self.problem = f"{self.node.url} has not answered yet"
 
     async def probe(self) -> None:
         """Measure the way there and bring the report up to date, where nobody has asked for a while."""
@@ -127,9 +137,10 @@ class NodeWatch:
             model.decode_tokens_per_s,
         )
 
-    def heard(self, ref: str, load: ModelLoad) -> None:
-        """An answer told how busy a model is."""
-        if self.report is None or all(model.ref != ref for model in self.report.models):
+    def heard(self, ref: str, load: ModelLoad | None) -> None:
+        """An answer came, and told how busy its model is where the node tells that."""
+        self.changes += 1
+        if load is None or self.report is None or all(model.ref != ref for model in self.report.models):
             return
         self._loads[ref] = load
         self._heard_at = self._clock()
@@ -138,6 +149,7 @@ class NodeWatch:
         """A stream of that model ended, which its own headers had counted as running."""
         known = self._loads.get(ref)
         if known is not None and known.running > 0:
+            self.changes += 1
             self._loads[ref] = ModelLoad(
                 known.running - 1,
                 known.queued,
@@ -214,10 +226,12 @@ class NodeWatch:
         if trip_ms is None and not waits:
             trip_ms = took_s * 1000  # a server that does not tell its part: a report takes it next to nothing
         self._links.heard(self.node.name, trip_ms)
+        self.changes += 1
         self.problem, self._failures = None, 0
         self._reported_at = self._clock()
 
     def _failed(self, problem: str) -> None:
+        self.changes += 1
         self.problem = problem
         self._etag = None
         self._failures += 1

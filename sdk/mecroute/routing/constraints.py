@@ -59,6 +59,9 @@ class Screen:
             return f"lacks {', '.join(sorted(self._context.features.needs - state.abilities))}"
         if reason == "offline":
             return "this host has no network route"
+        if reason == "metered":
+            limit = self._context.network.upload_limit_bytes
+            return f"{self._context.upload_bytes} bytes to send, at most {limit} on a metered network"
         if reason == "unavailable":
             return state.unavailable or "its price is not a number of at least 0"
         if reason == "context_length":
@@ -80,7 +83,8 @@ def _check(
     has_residency = asked.residency is not None
     any_model = model.name is None and model.tier is None
     needs, prompt_tokens = context.features.needs, context.features.prompt_tokens
-    offline = context.network.offline
+    offline, limit = context.network.offline, context.network.upload_limit_bytes
+    is_too_much = limit is not None and context.upload_bytes > limit
     free, battery = device.memory_available_bytes, device.battery
     is_low = battery is not None and not device.charging and battery < battery_floor
 
@@ -97,6 +101,8 @@ def _check(
             return "capability"
         if offline and state.reached_over_network:
             return "offline"
+        if is_too_much and state.reached_over_network:
+            return "metered"
         if state.unavailable is not None:
             return "unavailable"
         if prompt_tokens > state.context_length:

@@ -11,6 +11,7 @@ from mecroute.config.schema import DeviceConfig
 from mecroute.errors import MissingExtraError, NodeNotReadyError
 from mecroute.target import Target
 from mecroute.tiers.base import Call
+from mecroute_registry.facts import ModelVersion
 from mecroute_registry.store import Registry
 
 if TYPE_CHECKING:
@@ -43,6 +44,15 @@ class DeviceTier:
                 decode_tokens_per_s=stats.decode_tokens_per_s,
             )
         return found
+
+    async def preload(self, model: ModelVersion) -> None:
+        """Load a model of the registry before anybody asks for it.
+
+        Raises:
+            ArtifactError: it is missing or damaged.
+            MissingExtraError: the `device` extra is not installed.
+        """
+        await self._engine(Target("device", model.ref, digest=model.digest))
 
     def continues_prefix(self, target: Target) -> bool:  # noqa: ARG002 - the protocol's
         """Always: our engine continues a final assistant message exactly."""

@@ -66,7 +66,7 @@ class Endpoint:
 class TrafficObserver(Protocol):
     """Hears of every exchange; see `mecroute.network.traffic.Traffic`."""
 
-    def answered(self, target: Target, headers: Mapping[str, str], waited_ms: float) -> None:
+    def answered(self, target: Target, status: int, headers: Mapping[str, str], waited_ms: float) -> None:
         """The headers of an answer came."""
         ...
 
@@ -222,7 +222,8 @@ class HttpTier:
             self._lost(target)
             raise _unreachable(endpoint, error) from error
         if self._traffic is not None:
-            self._traffic.answered(target, response.headers, (time.monotonic() - begun) * 1000)
+            waited_ms = (time.monotonic() - begun) * 1000
+            self._traffic.answered(target, response.status_code, response.headers, waited_ms)
         return response
 
     async def _read(self, endpoint: Endpoint, target: Target, response: httpx.Response) -> None:

@@ -67,6 +67,10 @@ def as_json(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
+def refusal(code: str, message: str) -> bytes:
+    return as_json({"status": 400, "code": code, "message": message})
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_the_closest_zone_becomes_its_node_as_an_object_or_a_list(operator: Operator, wrapped: bool) -> None:
     operator.content = as_json([ZONE] if wrapped else ZONE)
@@ -95,8 +99,8 @@ def test_a_zone_without_a_node_is_noted(operator: Operator) -> None:
 @pytest.mark.parametrize(
     ("status", "content", "error", "said"),
     [
-        (401, as_json({"status": 401, "code": "UNAUTHENTICATED", "message": "no"}), AuthenticationError, "UNAUTH"),
-        (404, as_json({"status": 404, "code": "NOT_FOUND", "message": "who?"}), MecrouteError, "NOT_FOUND: who"),
+        (401, refusal("UNAUTHENTICATED", "no"), AuthenticationError, "UNAUTHENTICATED: no"),
+        (404, refusal("NOT_FOUND", "who?"), MecrouteError, "NOT_FOUND: who"),
         (503, b"<html>", MecrouteError, "503 .no reason given"),
         (200, b"<html>", TierResponseError, "not JSON"),
         (200, b"5", TierResponseError, "not a zone"),

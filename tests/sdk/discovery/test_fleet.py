@@ -69,14 +69,15 @@ def test_a_finding_holds_for_its_time_to_live_and_is_renewed_before() -> None:
         fake, clock = Fake(), Clock()
         fake.found = Found(nodes("a"), 10.0)
         watch = watch_of(fake, clock)
-        await watch.refresh()
+        assert watch.touch()
+        await watch.wait()
         assert [n.name for n in watch.nodes] == ["lan.a"]
         clock.now += 7.9
-        await watch.refresh()
+        assert not watch.touch()
         assert fake.asked == 1, "it holds"
         clock.now += 0.2
         fake.error = TierUnreachableError("gone")
-        await watch.refresh()
+        assert not watch.touch(), "renewed behind the scenes"
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert fake.asked == 2
@@ -110,10 +111,10 @@ def test_nodes_join_and_leave_and_the_configuration_s_word_comes_first() -> None
         fake, clock = Fake(), Clock()
         fake.found = Found((*nodes("a", "b"), FoundNode("copy", "https://static.example")), 10.0)
         config = Config(nodes=(NodeConfig(name="static", url="https://static.example"),))
-        async with httpx.AsyncClient(
-            transport=httpx.MockTransport(lambda request: httpx.Response(503))
-        ) as http:
-            fleet = Fleet(config, http, Links(), on_join=lambda n: joined.append(n.name), on_leave=left.append)
+        async with httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(503))) as http:
+            fleet = Fleet(
+                config, http, Links(), on_join=lambda n: joined.append(n.name), on_leave=left.append
+            )
             fleet.sources = (watch_of(fake, clock),)
             await fleet.refresh()
             assert joined == ["static", "lan.a", "lan.b"], "one URL is one node"

@@ -56,13 +56,20 @@ class SourceWatch:
         """The nodes that may be used, while what was found holds."""
         return self._nodes if self._clock() < self._valid_until else ()
 
-    async def refresh(self) -> None:
-        """Look again where it is time to; waited for (for a while) only when nothing known holds any more."""
+    def touch(self) -> bool:
+        """Look again where it is time to.
+
+        Returns:
+            Whether nothing that is known holds any more, so that `wait` is worth it.
+        """
         if (self._task is None or self._task.done()) and self._clock() >= self._next_at:
             self._task = asyncio.create_task(self.look())
         looking = self._task is not None and not self._task.done()
-        if looking and self._clock() >= self._valid_until and self._failures == 0:
-            assert self._task is not None
+        return looking and self._clock() >= self._valid_until and self._failures == 0
+
+    async def wait(self) -> None:
+        """Wait for the look that is under way, for a while."""
+        if self._task is not None:
             await asyncio.wait((self._task,), timeout=FIRST_WAIT_S)
 
     async def look(self) -> None:
@@ -97,9 +104,7 @@ class SourceWatch:
             if isinstance(result, str):
                 notes.append(result)
             elif len(nodes) >= self.source.max_nodes:
-                notes.append(
-                    f"more nodes than max_nodes = {self.source.max_nodes}: {node.url} is left out"
-                )
+                notes.append(f"more nodes than max_nodes = {self.source.max_nodes}: {node.url} is left out")
             elif result.name in nodes:
                 notes.append(f"two nodes call themselves '{result.name}'; {node.url} is left out")
             else:

@@ -1,0 +1,103 @@
+"""Loading ahead: the likeliest model, while the device is idle, cool and on enough power."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from mecroute.context import DeviceState
+from mecroute.errors import ModelNotFoundError
+from mecroute.placement.demand import Demand
+from mecroute.placement.preload import IDLE_S, Preloader, likeliest
+from mecroute_registry import Registry
+from mecroute_registry.facts import ModelFacts, ModelVersion
+from support.tiny_gguf import write_tiny_gguf
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[ModelVersion]:
+    folder = tmp_path_factory.mktemp("models")
+    registry = Registry(folder / "registry")
+    for name in ("often", "seldom"):
+        file = write_tiny_gguf(folder / f"{name}.gguf", seed=len(name))
+        registry.register(file, ModelFacts(name=name, version="1", deployment_tiers=("device", "mec")))
+    edge = write_tiny_gguf(folder / "edge.gguf", seed=99)
+    registry.register(edge, ModelFacts(name="edge", version="1", deployment_tiers=("mec",)))
+    return registry.list()
+
+
+def demand() -> Demand:
+    counted = Demand(clock=Clock())
+    for ref, requests in (("often:1", 20), ("seldom:1", 3), ("edge:1", 500)):
+        counted.asked_for(ref, requests)
+    return counted
+
+
+def test_the_likeliest_model_of_the_device_is_taken_if_it_fits(models: list[ModelVersion]) -> None:
+    found = likeliest(models, demand(), None)
+    assert found is not None
+    assert found.ref == "often:1"
+    assert likeliest(models, demand(), 1000) is None, "half of what is free must do"
+    assert likeliest(models, Demand(), None) is None, "nobody asked for any"
+
+
+def look(
+    models: list[ModelVersion], *, idle_s: float = IDLE_S + 1, loaded: tuple[str, ...] = (), **state: Any
+) -> list[str]:
+    clock, done = Clock(), []
+
+    async def load(model: ModelVersion) -> None:
+        done.append(model.ref)
+
+    preloader = Preloader(
+        demand(), models=lambda: models, loaded=lambda: loaded, load=load,
+        device=lambda: DeviceState("test", **state), battery_floor=0.15, clock=clock,
+    )  # fmt: skip
+    preloader.asked()
+    clock.now += idle_s
+    asyncio.run(preloader.look())
+    return done
+
+
+@pytest.mark.parametrize(
+    ("facts", "loads"),
+    [
+        ({}, True),
+        ({"idle_s": IDLE_S - 1}, False),
+        ({"loaded": ("other:1",)}, False),
+        ({"throttled": True}, False),
+        ({"battery": 0.4, "charging": False}, False),
+        ({"battery": 0.8, "charging": False}, True),
+        ({"battery": 0.1, "charging": True}, True),
+        ({"memory_available_bytes": 1000}, False),
+    ],
+)
+def test_only_an_idle_device_that_can_afford_it_loads_ahead(
+    models: list[ModelVersion], facts: dict[str, Any], loads: bool
+) -> None:
+    assert look(models, **facts) == (["often:1"] if loads else [])
+
+
+def test_a_model_that_cannot_be_loaded_is_reported_and_no_more(
+    models: list[ModelVersion], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def load(model: ModelVersion) -> None:
+        raise ModelNotFoundError("its file is gone")
+
+    clock = Clock()
+    preloader = Preloader(
+        demand(), models=lambda: models, loaded=tuple, load=load, device=lambda: DeviceState("test"),
+        battery_floor=0.15, clock=clock,
+    )  # fmt: skip
+    clock.now += IDLE_S + 1
+    assert asyncio.run(preloader.look()) is None
+    assert "its file is gone" in caplog.text
