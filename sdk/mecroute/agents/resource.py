@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -82,7 +83,9 @@ class ResourceAgent:
 
     async def refresh(self) -> None:
         """Bring the nodes' reports up to date; see `NodeWatch.refresh` for how long that may take."""
-        if self._watches:
+        if len(self._watches) == 1:
+            await self._watches[0].refresh()
+        elif self._watches:
             await asyncio.gather(*(watch.refresh() for watch in self._watches))
 
     def targets(self, bandwidth_bytes_per_s: float | None = None) -> list[TargetState]:
@@ -246,6 +249,7 @@ class ResourceAgent:
         )
 
 
+@lru_cache(maxsize=4096)
 def _is_loopback(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     if host == "localhost":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mecroute.prefix_keys import prefix_keys
 from mecroute.request import Request
+from mecroute.routing.dispatch import Session
 from mecroute.routing.ranking import Row, Rows
-from mecroute.routing.traffic import Session
 
 #: A node whose answer would take this many times as long as the best one's has degraded.
 _DEGRADED_FACTOR = 2.0

@@ -22,6 +22,7 @@ from mecroute.errors import (
 )
 from mecroute.target import Target
 from mecroute.tiers.base import Call
+from mecroute.tiers.posting import Posting
 from mecroute_registry.facts import Task, Tier
 
 _PATHS: Mapping[Task, str] = {
@@ -60,6 +61,7 @@ class HttpTier:
         self._endpoints = dict(endpoints)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30)
         self._http = httpx.AsyncClient(limits=limits, follow_redirects=False, trust_env=True)
+        self._post = Posting(self._http)
 
     def continues_prefix(self, target: Target) -> bool:
         """Whether this endpoint continues a final assistant message."""
@@ -133,12 +135,11 @@ class HttpTier:
         if endpoint.api_key:
             headers["authorization"] = f"Bearer {endpoint.api_key}"
         silence = _SILENCE_S[endpoint.tier]
-        request = self._http.build_request(
-            "POST",
+        request = self._post(
             endpoint.base_url.rstrip("/") + _PATHS[call.task],
-            json=body,
-            headers=headers,
-            timeout=httpx.Timeout(silence, connect=_CONNECT_S[endpoint.tier]),
+            body,
+            headers,
+            httpx.Timeout(silence, connect=_CONNECT_S[endpoint.tier]),
         )
         response = await self._open(endpoint, request, stream=stream)
         if response.status_code >= 300:
