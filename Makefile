@@ -7,7 +7,7 @@ READY := .venv/.ready
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo dev test check lint types tests test-all bench bench-serving format clean
+.PHONY: help demo dev test check lint types tests test-all bench bench-serving bench-overhead format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ bench: $(READY)  ## every comparison with a peer, ratios measured in one run
 bench-serving: $(READY)  ## DATA=model.gguf: our server against llama-server (builds it once, 8 minutes)
 	@test -n "$(DATA)" || { echo "name a GGUF model: make bench-serving DATA=model.gguf"; exit 1; }
 	$(BIN)/python benchmarks/serving.py $(DATA)
+
+bench-overhead: $(READY)  ## what a call costs beyond raw HTTP, against LiteLLM's Router (installs it once)
+	$(BIN)/python benchmarks/overhead.py
 
 format: $(READY)  ## put the code into the house format
 	$(BIN)/ruff check --fix .
