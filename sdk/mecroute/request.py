@@ -13,6 +13,7 @@ from mecroute.errors import DeadlineExceededError, InvalidRequestError
 from mecroute.requirements import Requirements
 from mecroute_registry.facts import Task, Tier, parse_ref
 
+_TIERS: tuple[Tier, ...] = get_args(Tier)
 #: What a request may need beyond plain text in and text out.
 Need = str
 
@@ -36,7 +37,7 @@ class ModelSelector:
         if not isinstance(text, str) or not text.strip():
             raise InvalidRequestError("model must be a text such as 'auto', 'smollm2' or 'mec/smollm2:q8_0'")
         head, _, rest = text.partition("/")
-        tier: Tier | None = next((t for t in get_args(Tier) if t == head), None)
+        tier: Tier | None = next((t for t in _TIERS if t == head), None)
         ref = rest if tier else text
         if ref in ("", "auto"):
             return cls(text=text, tier=tier)
