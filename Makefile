@@ -8,7 +8,7 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help demo dev test check lint types tests test-all bench format clean \
-	bench-serving bench-serving-python bench-trace bench-embeddings bench-idle bench-soak bench-connections
+	bench-serving bench-serving-python bench-trace bench-embeddings bench-overhead bench-idle bench-soak bench-connections
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -76,6 +76,9 @@ bench-soak: $(READY)  ## DATA=model.gguf MINUTES=30: does anything grow under a 
 bench-connections: $(READY)  ## DATA=model.gguf: 10,000 connections that hang
 	@test -n "$(DATA)" || { echo "name a GGUF model: make $@ DATA=model.gguf"; exit 1; }
 	$(BIN)/python benchmarks/connections.py $(DATA)
+
+bench-overhead: $(READY)  ## what a call costs beyond raw HTTP, against LiteLLM's Router (installs it once)
+	$(BIN)/python benchmarks/overhead.py
 
 format: $(READY)  ## put the code into the house format
 	$(BIN)/ruff check --fix .

@@ -247,11 +247,11 @@ def time_decisions() -> dict[int, dict[str, float]]:
     from mecroute.context import Context, DeviceState, NetworkState, RequestFeatures
     from mecroute.predict.residuals import Residuals
     from mecroute.request import ingest
-    from mecroute.routing.traffic import Traffic
+    from mecroute.routing.dispatch import Dispatch
     from mecroute.target import Target, TargetState
 
     dice = random.Random(7)
-    agent, residuals, traffic = RouterAgent(RouterConfig()), Residuals(), Traffic()
+    agent, residuals, dispatch = RouterAgent(RouterConfig()), Residuals(), Dispatch()
     context = Context(RequestFeatures(0.4, (), 200, 100), DeviceState("test"), NetworkState())
     found = {}
     for count in (3, 100, 1000):
@@ -275,7 +275,7 @@ def time_decisions() -> dict[int, dict[str, float]]:
                 targets,
                 battery_floor=0.15,
                 correction=lambda target: residuals.correction(target.id),
-                traffic=traffic,
+                dispatch=dispatch,
             )
             assert decision.primary is not None
             took.append(time.perf_counter() - begun)

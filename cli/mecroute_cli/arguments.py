@@ -55,3 +55,8 @@ Residency = Annotated[
 Deadline = Annotated[
     float | None, typer.Option("--deadline-ms", metavar="MS", help="Give up after this long.")
 ]
+Policy = Annotated[
+    str | None,
+    typer.Option("--policy", metavar="NAME", help="How the factors are weighed; default: as configured."),
+]
+Zone = Annotated[str | None, typer.Option("--zone", metavar="ZONE", help="Where the user is.")]

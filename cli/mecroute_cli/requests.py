@@ -32,6 +32,8 @@ def requirements(
     max_cost_usd: float | None,
     residency: str | None,
     deadline_ms: float | None,
+    policy: str | None = None,
+    zone: str | None = None,
 ) -> Requirements:
     """The requirements that the flags state."""
     from mecroute import Requirements
@@ -43,4 +45,6 @@ def requirements(
         max_cost_usd=max_cost_usd,
         residency=residency,
         deadline_ms=deadline_ms,
+        policy=policy,
+        zone=zone,
     )

@@ -43,6 +43,7 @@ class Layout:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._index = self.root / INDEX_FILE
         self._blobs = root / "blobs" / "sha256"
 
     # --- reading ------------------------------------------------------------------------------------------
@@ -95,12 +96,13 @@ class Layout:
 
     def index_stamp(self) -> tuple[int, int, int]:
         """Return what changes whenever the index does: inode, modification time (ns) and size (bytes)."""
-        path = self.root / INDEX_FILE
-        with disk_errors("read", path):
-            try:
-                status = path.stat()
-            except FileNotFoundError:
-                return (0, 0, 0)
+        try:  # plainly, since every decision asks for it
+            status = self._index.stat()
+        except FileNotFoundError:
+            return (0, 0, 0)
+        except OSError:
+            with disk_errors("read", self._index):
+                raise
         return (status.st_ino, status.st_mtime_ns, status.st_size)
 
     # --- writing ------------------------------------------------------------------------------------------

@@ -33,8 +33,8 @@ from mecroute.errors import (
 from mecroute.outcome import Segment
 from mecroute.race import race
 from mecroute.request import Request
+from mecroute.routing.dispatch import Dispatch
 from mecroute.routing.hedging import hedge_weight
-from mecroute.routing.traffic import Traffic
 from mecroute.tiers.base import Call, Tier
 from mecroute_registry.facts import Tier as TierName
 
@@ -74,7 +74,7 @@ class Execution:
 
     Args:
         tiers: the tiers that can be reached.
-        traffic: told of every call that is under way.
+        dispatch: told of every call that is under way.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class Execution:
         decision: Decision,
         tiers: Mapping[TierName, Tier],
         monitor: MonitorAgent,
-        traffic: Traffic,
+        dispatch: Dispatch,
     ) -> None:
         self.request = request
         self.decision = decision
         self.segments: list[Segment] = []
         self._tiers = tiers
         self._monitor = monitor
-        self._traffic = traffic
+        self._dispatch = dispatch
         self._started = time.monotonic()
         self._attempts: list[tuple[str, MecrouteError]] = []
         #: Places in the ranking of the targets that failed, and of the one that spoke last.
@@ -188,7 +188,7 @@ class Execution:
         if not hedge:
             self._answering = index
         begun = time.monotonic()
-        self._traffic.begin(candidate.target.id, hedge=hedge)
+        self._dispatch.begin(candidate.target.id, hedge=hedge)
         try:
             async with self._deadline():
                 body = await self._tiers[candidate.target.tier].complete(
@@ -199,7 +199,7 @@ class Execution:
             return None
         finally:
             segment.latency_ms = (time.monotonic() - begun) * 1000
-            self._traffic.end(candidate.target.id)
+            self._dispatch.end(candidate.target.id)
         return _Whole(body, segment)
 
     def _open(self, index: int, *, hedge: bool = False) -> _Started:
@@ -254,7 +254,7 @@ class Execution:
 
     def _hedge_is_paid(self) -> bool:
         primary, fallback = self.decision.candidates[:2]
-        return self._traffic.take_hedge(hedge_weight(primary, fallback))
+        return self._dispatch.take_hedge(hedge_weight(primary, fallback))
 
     def _hedge_failed(self, error: MecrouteError) -> None:
         # What stops a hedge (a request that this one target calls wrong) stops no primary.
@@ -280,7 +280,7 @@ class Execution:
             )
             if segment.seam == "instructed":
                 trimmer = OverlapTrimmer(self._delivered)
-        self._traffic.begin(candidate.target.id, hedge=hedge)
+        self._dispatch.begin(candidate.target.id, hedge=hedge)
         try:
             async with aclosing(tier.stream(self._call(candidate, body))) as stream:
                 while True:
@@ -303,7 +303,7 @@ class Execution:
                     if segment.seam is None or text or usage or finish_reason(chunk):
                         yield chunk, text  # a second chunk that only names the role would be no news
         finally:
-            self._traffic.end(candidate.target.id)
+            self._dispatch.end(candidate.target.id)
 
     def _deliver(self, chunk: Mapping[str, Any], text: str) -> None:
         if has_calls(chunk) or (text and (self.request.body.get("n") or 1) > 1):

@@ -17,8 +17,8 @@ from mecroute.errors import MecrouteError, NoEligibleTargetError
 from mecroute.execution import Execution
 from mecroute.outcome import Outcome, Provenance
 from mecroute.request import Request
+from mecroute.routing.dispatch import Dispatch
 from mecroute.routing.sessions import session_name
-from mecroute.routing.traffic import Traffic
 from mecroute.tiers.base import Tier
 from mecroute_registry.facts import Tier as TierName
 
@@ -44,7 +44,7 @@ class Pipeline:
         self.cache = cache
         self.monitor = monitor
         self._tiers = tiers
-        self._traffic = Traffic(hedge_budget=config.router.hedge_budget)
+        self._dispatch = Dispatch(hedge_budget=config.router.hedge_budget)
         #: Told of every request before it is decided.
         self.on_request: Callable[[], None] | None = None
 
@@ -63,7 +63,7 @@ class Pipeline:
             targets,
             battery_floor=self._config.device.battery_floor,
             correction=self.monitor.correction,
-            traffic=self._traffic,
+            dispatch=self._dispatch,
         )
 
     async def complete(self, request: Request) -> tuple[dict[str, Any], Provenance]:
@@ -126,7 +126,7 @@ class Pipeline:
     def _execution(self, request: Request, decision: Decision) -> Execution:
         if decision.primary is None:
             raise _nothing_left(decision)
-        return Execution(request, decision, self._tiers, self.monitor, self._traffic)
+        return Execution(request, decision, self._tiers, self.monitor, self._dispatch)
 
     def _record(
         self, execution: Execution, usage: Mapping[str, Any], error: MecrouteError | None
@@ -143,7 +143,7 @@ class Pipeline:
         price = self.resource.price_of(target)
         cost = prompt_tokens * price.input_usd_per_mtok + output_tokens * price.output_usd_per_mtok
         if error is None and len(decision.candidates) > 1:
-            self._traffic.keep(session_name(request), target.id, self.router.zone(request))
+            self._dispatch.keep(session_name(request), target.id, self.router.zone(request))
         outcome = Outcome(
             target_id=target.id,
             ttft_ms=ttft_ms,

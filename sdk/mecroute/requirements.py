@@ -84,7 +84,7 @@ class Requirements:
     def parse(cls, value: Requirements | Mapping[str, Any] | None) -> Requirements:
         """Accept what callers pass: an instance, a mapping (as in a JSON body) or nothing."""
         if value is None:
-            return cls()
+            return _NONE_STATED
         if isinstance(value, Requirements):
             return value
         if not isinstance(value, Mapping):
@@ -124,3 +124,7 @@ def _check(name: str, value: object, expected: str, within: Any) -> None:
         or not within(value)
     ):
         raise InvalidRequestError(f"requirements.{name} must be {expected}, not {value!r}")
+
+
+#: Immutable, so that every request without requirements may share it.
+_NONE_STATED = Requirements()

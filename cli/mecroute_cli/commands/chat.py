@@ -14,9 +14,11 @@ from mecroute_cli.arguments import (
     MaxLatency,
     MinQuality,
     Model,
+    Policy,
     Privacy,
     Prompt,
     Residency,
+    Zone,
 )
 from mecroute_cli.help import examples
 from mecroute_cli.requests import read_prompt, requirements
@@ -47,13 +49,17 @@ def chat(
     max_cost_usd: MaxCost = None,
     residency: Residency = None,
     deadline_ms: Deadline = None,
+    policy: Policy = None,
+    zone: Zone = None,
 ) -> None:
     """Ask a question; stderr says where it was answered."""
     from mecroute import Client
 
     session = session_of(ctx)
     out = session.output
-    asked = requirements(privacy, max_latency_ms, min_quality, max_cost_usd, residency, deadline_ms)
+    asked = requirements(
+        privacy, max_latency_ms, min_quality, max_cost_usd, residency, deadline_ms, policy, zone
+    )
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": read_prompt(prompt)})
     optional = {} if temperature is None else {"temperature": temperature}

@@ -14,9 +14,11 @@ from mecroute_cli.arguments import (
     MaxLatency,
     MinQuality,
     Model,
+    Policy,
     Privacy,
     Prompt,
     Residency,
+    Zone,
 )
 from mecroute_cli.help import examples
 from mecroute_cli.requests import read_prompt, requirements
@@ -25,11 +27,13 @@ from mecroute_cli.tables import Column
 
 if TYPE_CHECKING:
     from mecroute.decision import Decision
+    from mecroute_cli.output import Output
 
 EXAMPLES = examples(
     'mecroute route "Summarise this note: …"',
     'mecroute route "Prove that there are infinitely many primes" --explain',
     'mecroute route "My diagnosis: …" --privacy device --json',
+    'mecroute route "Translate this: …" --policy cheap',
 )
 
 CANDIDATES = (
@@ -43,6 +47,15 @@ CANDIDATES = (
     Column("latency_ms_p50", "p50", formats.milliseconds, right=True),
     Column("latency_ms_p95", "p95", formats.milliseconds, right=True),
     Column("cost_usd", "price", formats.usd, right=True),
+)
+LATENCIES = (
+    Column("target", "latency of"),
+    Column("network_ms", "network", formats.milliseconds, right=True),
+    Column("load_ms", "loading", formats.milliseconds, right=True),
+    Column("queue_ms", "queue", formats.milliseconds, right=True),
+    Column("prefill_ms", "prefill", formats.milliseconds, right=True),
+    Column("decode_ms", "decode", formats.milliseconds, right=True),
+    Column("ttft_ms_p95", "TTFT p95", formats.milliseconds, right=True),
 )
 REJECTED = (Column("target", "rejected"), Column("reason", "reason"), Column("detail", "why"))
 
@@ -66,6 +79,23 @@ def candidate_rows(decision: Decision) -> list[dict[str, Any]]:
     ]
 
 
+def latency_rows(decision: Decision) -> list[dict[str, Any]]:
+    """One row per candidate: what its predicted latency is made of."""
+    return [
+        {
+            "target": c.target.id,
+            "network_ms": c.parts.network_ms,
+            "load_ms": c.parts.load_ms,
+            "queue_ms": c.parts.queue_ms,
+            "prefill_ms": c.parts.prefill_ms,
+            "decode_ms": c.parts.decode_ms,
+            "ttft_ms_p95": c.ttft_ms_p95,
+        }
+        for c in decision.candidates
+        if c.parts is not None
+    ]
+
+
 def route(
     ctx: typer.Context,
     prompt: Prompt,
@@ -77,6 +107,8 @@ def route(
     max_cost_usd: MaxCost = None,
     residency: Residency = None,
     deadline_ms: Deadline = None,
+    policy: Policy = None,
+    zone: Zone = None,
 ) -> None:
     """Decide where a request would run, without running it."""
     from mecroute import Client
@@ -84,7 +116,9 @@ def route(
 
     session = session_of(ctx)
     out = session.output
-    asked = requirements(privacy, max_latency_ms, min_quality, max_cost_usd, residency, deadline_ms)
+    asked = requirements(
+        privacy, max_latency_ms, min_quality, max_cost_usd, residency, deadline_ms, policy, zone
+    )
     messages = [{"role": "user", "content": read_prompt(prompt)}]
     refused: NoEligibleTargetError | None = None
     with Client(session.config) as client:
@@ -97,19 +131,8 @@ def route(
         out.value("target", primary.target.id if primary else None)
         out.value("decision", decision.to_dict())
         return
-    if explain:
-        out.text("explanation", decision.explain())
-    elif not out.as_json:
-        if primary is not None:
-            out.text("target", primary.target.id)
-            out.text("", "")
-            out.table("candidates", candidate_rows(decision), CANDIDATES)
-        if decision.rejected:
-            out.text("", "")
-            rows = [
-                {"target": r.target.id, "reason": r.reason, "detail": r.detail} for r in decision.rejected
-            ]
-            out.table("rejected", rows, REJECTED)
+    if not out.as_json:
+        _print(out, decision, explain=explain)
     if refused is not None:
         raise refused
     if primary is None:
@@ -118,3 +141,26 @@ def route(
         )
     if not explain:
         out.hint("--explain shows every number")
+
+
+def _print(out: Output, decision: Decision, *, explain: bool) -> None:
+    primary = decision.primary
+    if explain:
+        out.text("", "\n".join(decision.outline()))
+    elif primary is not None:
+        out.text("", primary.target.id)
+    if primary is not None:
+        out.text("", "")
+        out.table("candidates", candidate_rows(decision), CANDIDATES)
+    if explain:
+        if primary is not None:
+            out.text("", "")
+            out.table("latencies", latency_rows(decision), LATENCIES)
+        for candidate in decision.candidates:
+            out.text("", f"\n{candidate.target.id}")
+            out.text("", "\n".join(f"  {note}" for note in candidate.notes))
+        out.text("", "\n" + "\n".join(decision.outcome()))
+    if decision.rejected:
+        out.text("", "")
+        rows = [{"target": r.target.id, "reason": r.reason, "detail": r.detail} for r in decision.rejected]
+        out.table("rejected", rows, REJECTED)

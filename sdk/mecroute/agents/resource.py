@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -303,6 +304,7 @@ class ResourceAgent:
         )
 
 
+@lru_cache(maxsize=4096)
 def _is_away(url: str) -> bool:
     return not is_loopback(urlsplit(url).hostname or "")
 

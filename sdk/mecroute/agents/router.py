@@ -17,10 +17,10 @@ from mecroute.request import Request
 from mecroute.requirements import TIERS_WITHIN
 from mecroute.routing.balance import balance
 from mecroute.routing.constraints import Rejections, Screen, check_consistent
+from mecroute.routing.dispatch import Dispatch
 from mecroute.routing.hedging import hedge_after_ms
 from mecroute.routing.ranking import Adjustment, Ranking, Rows, Scoring
 from mecroute.routing.sessions import goes_on, kept, session_name
-from mecroute.routing.traffic import Traffic
 from mecroute.target import Target, TargetState
 
 _LOG = logging.getLogger("mecroute.router")
@@ -29,7 +29,7 @@ _LOG = logging.getLogger("mecroute.router")
 class RouterAgent:
     """Decides where a request goes. Pure: the same input gives the same decision; holds no state.
 
-    What came before is in the `Traffic` passed in, which a decision only reads; chance is made from the
+    What came before is in the `Dispatch` passed in, which a decision only reads; chance is made from the
     request's id. No clock is read, so that it runs in virtual time as well.
 
     score = w_latency·u(latency) + w_quality·quality + w_cost·u(cost) + w_availability·availability,
@@ -76,7 +76,7 @@ class RouterAgent:
         battery_floor: float,
         correction: Callable[[Target], Correction],
         adjustment: Adjustment | None = None,
-        traffic: Traffic | None = None,
+        dispatch: Dispatch | None = None,
     ) -> Decision:
         """Rank the targets for one request.
 
@@ -84,7 +84,7 @@ class RouterAgent:
             battery_floor: 0..1; a discharging device below it is not used.
             correction: what was observed of a target so far.
             adjustment: what evidence adds to a target's quality at a complexity, and how much there is.
-            traffic: what was sent before; default: nothing.
+            dispatch: what was sent before; default: nothing.
 
         Returns:
             A decision; without candidates when every target was rejected.
@@ -93,7 +93,7 @@ class RouterAgent:
             InvalidRequestError: as `admit`.
         """
         request = self.admit(request)
-        traffic = traffic if traffic is not None else Traffic()
+        dispatch = dispatch if dispatch is not None else Dispatch()
         policy, notes = self._policy(request), []
         screen = Screen(request, context, battery_floor)
         features = context.features
@@ -105,16 +105,16 @@ class RouterAgent:
             self._config,
             correction=correction,
             adjustment=adjustment,
-            traffic=traffic,
+            dispatch=dispatch,
         )
         rows, refused = scoring.rank(targets, screen)
         if policy.scorer is not None:
             problem = _rescore(policy, rows, scoring, features)
             if problem:
                 notes.append(problem)
-        choice = self._choose(rows, request, policy, traffic, notes) if rows else "no target is left"
+        choice = self._choose(rows, request, policy, dispatch, notes) if rows else "no target is left"
         candidates: Sequence[Candidate] = Ranking(rows, scoring.candidate)
-        hedge_after = hedge_after_ms(request, candidates, self._config)
+        hedge_after = hedge_after_ms(request, rows, candidates, self._config)
         return Decision(
             request_id=request.id,
             features=features,
@@ -138,7 +138,7 @@ class RouterAgent:
         return self._default if name is None else self._policies.find(name)
 
     def _choose(
-        self, rows: Rows, request: Request, policy: Policy, traffic: Traffic, notes: list[str]
+        self, rows: Rows, request: Request, policy: Policy, dispatch: Dispatch, notes: list[str]
     ) -> str:
         """Put the row first that is tried first; returns why."""
         best, zone = rows[0], self.zone(request)
@@ -146,7 +146,7 @@ class RouterAgent:
             return f"chosen {best.id}: nothing else is left"
         session = None
         if self._config.sticky_margin and goes_on(request):
-            session = traffic.session(session_name(request))
+            session = dispatch.session(session_name(request))
         first, why = kept(session, rows, zone=zone, margin=self._config.sticky_margin)
         if first is None:
             if why:
@@ -158,7 +158,7 @@ class RouterAgent:
                 self._config.balance,
                 [row for row in tied if row.nearness == nearest],
                 request_id=request.id,
-                traffic=traffic,
+                dispatch=dispatch,
                 zone=zone,
             )
             if first.nearness < best.nearness:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
+from typing import cast
 
 from mecroute.config.schema import Weighting
 from mecroute.errors import InvalidRequestError
-from mecroute.policies.policy import BUILT_IN, Policy
+from mecroute.policies.policy import BUILT_IN, Policy, Scorer
 
 #: Entry point group under which packages offer policies of their own: name → a `Scorer`.
 GROUP = "mecroute.policies"
@@ -65,7 +66,7 @@ class PolicyBook:
                 f"the policy '{name}' ({offered.value}) is a {type(scorer).__name__} and cannot be called",
                 hint="an entry point of mecroute.policies is a function (candidate, features, requirements)",
             )
-        return Policy(name, scorer=scorer)
+        return Policy(name, scorer=cast("Scorer", scorer))
 
 
 def _offered() -> dict[str, EntryPoint]:

@@ -25,6 +25,7 @@ ASSUMED_CLOUD_TTFT_MS = 500.0
 #: at both points. A cloud's batches are none of its callers' business.
 BATCH_SLOWDOWN: dict[Tier, float] = {"device": 0.58, "mec": 0.58, "cloud": 0.0}
 #: Beyond these a reported number is no measurement.
+_LEAST_TOKENS_PER_S = 1e-3
 _ABSURD_TOKENS_PER_S = 1e9
 _ABSURD_MS = 86_400_000.0
 _ABSURD_COUNT = 1_000_000
@@ -117,7 +118,7 @@ def latency_parts(
     prompt_tokens, output_tokens, most_tokens = work
     tier = state.target.tier
     speed = state.prefill_tokens_per_s
-    if speed is None or not 0 < speed < _ABSURD_TOKENS_PER_S:
+    if speed is None or not _LEAST_TOKENS_PER_S <= speed < _ABSURD_TOKENS_PER_S:
         speed = ASSUMED_PREFILL_TOKENS_PER_S[tier]
     prefill = (prompt_tokens - cached_tokens) * 1000 / speed
     network, load = state.round_trip_ms, state.ready_in_ms
@@ -126,7 +127,7 @@ def latency_parts(
     if not 0 <= load < _ABSURD_MS:
         load = 0.0
     speed = state.decode_tokens_per_s
-    if speed is None or not 0 < speed < _ABSURD_TOKENS_PER_S:
+    if speed is None or not _LEAST_TOKENS_PER_S <= speed < _ABSURD_TOKENS_PER_S:
         speed = ASSUMED_DECODE_TOKENS_PER_S[tier]
     tokens = output_tokens * correction.length
     if tokens > most_tokens:
@@ -171,7 +172,7 @@ def latency_notes(
             f"{prefill or ASSUMED_PREFILL_TOKENS_PER_S[tier]:.0f} / "
             f"{decode or ASSUMED_DECODE_TOKENS_PER_S[tier]:.1f} tokens/s"
         )
-    elif not (0 < prefill < _ABSURD_TOKENS_PER_S and 0 < decode < _ABSURD_TOKENS_PER_S):
+    elif not all(_LEAST_TOKENS_PER_S <= speed < _ABSURD_TOKENS_PER_S for speed in (prefill, decode)):
         notes.append(f"speed assumed: what is reported ({prefill} / {decode} tokens/s) cannot be")
     else:
         notes.append(f"speed from {state.speed_source}: {prefill:.0f} / {decode:.1f} tokens/s")

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mecroute.context import RequestFeatures
 from mecroute.decision import Candidate
@@ -167,6 +169,37 @@ class TargetResiduals:
         self.samples += 1
         self._publish()
 
+    def to_dict(self) -> dict[str, float]:
+        """What is worth keeping over a restart, as JSON types."""
+        return {
+            "log_ttft": self.log_ttft,
+            "log_decode": self.log_decode,
+            "log_length": self.log_length,
+            "ttft_spread": self._ttft.value,
+            "decode_spread": self._decode.value,
+            "length_spread": self._length.value,
+            "calibration": self._whole.value,
+            "samples": self.samples,
+        }
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Take up what `to_dict` gave; numbers that cannot be are left out."""
+
+        def number(name: str, low: float, high: float, default: float) -> float:
+            value = kept.get(name)
+            usable = isinstance(value, int | float) and low <= value <= high
+            return float(value) if usable and value is not None else default
+
+        self.log_ttft = number("log_ttft", -_MAX_LOG, _MAX_LOG, 0.0)
+        self.log_decode = number("log_decode", -_MAX_LOG, _MAX_LOG, 0.0)
+        self.log_length = number("log_length", -_MAX_LOG, _MAX_LOG, 0.0)
+        self._ttft.value = number("ttft_spread", 0.01, _MAX_LOG, self._ttft.value)
+        self._decode.value = number("decode_spread", 0.01, _MAX_LOG, self._decode.value)
+        self._length.value = number("length_spread", 0.01, _MAX_LOG, self._length.value)
+        self._whole.value = number("calibration", 0.01, _MAX_LOG, self._whole.value)
+        self.samples = int(number("samples", 0, 1e9, 0))
+        self._publish()
+
     def _alpha(self, assumed: bool) -> float:
         return max(_MIN_ALPHA, 1 / (self.samples + 1 + (0 if assumed else _PROFILE_WEIGHT)))
 
@@ -216,6 +249,22 @@ class Residuals:
 
     def __init__(self) -> None:
         self._targets: OrderedDict[str, TargetResiduals] = OrderedDict()
+        self._changed: set[str] = set()
+
+    def take_changes(self) -> dict[str, dict[str, float]]:
+        """What was learned of each target since the last call, as JSON types."""
+        changed, self._changed = self._changed, set()
+        return {id: self._targets[id].to_dict() for id in changed if id in self._targets}
+
+    def restore(self, target_id: str, kept: Mapping[str, Any]) -> None:
+        """Take up what `take_changes` gave of a target in an earlier run."""
+        self._of(target_id).restore(kept)
+        self._changed.discard(target_id)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._targets.clear()
+        self._changed.clear()
 
     def correction(self, target_id: str) -> Correction:
         """What to correct the next prediction for a target by. Needs no lock."""
@@ -243,6 +292,7 @@ class Residuals:
             while len(self._targets) > _TARGETS_KEPT:
                 self._targets.popitem(last=False)
         self._targets.move_to_end(target_id)
+        self._changed.add(target_id)
         return seen
 
 

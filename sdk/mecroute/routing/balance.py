@@ -11,18 +11,18 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 from mecroute.config.schema import Balance
+from mecroute.routing.dispatch import Dispatch
 from mecroute.routing.ranking import Row
-from mecroute.routing.traffic import Traffic
 
 #: Latencies within this factor and this many ms of each other are told apart by chance rather than by merit.
 _NEAR_FACTOR = 1.10
 _NEAR_MS = 5.0
 
-Choose = Callable[[Sequence[Row], int, Traffic, str | None], tuple[Row, str]]
+Choose = Callable[[Sequence[Row], int, Dispatch, str | None], tuple[Row, str]]
 
 
 def balance(
-    strategy: Balance, equals: Sequence[Row], *, request_id: str, traffic: Traffic, zone: str | None
+    strategy: Balance, equals: Sequence[Row], *, request_id: str, dispatch: Dispatch, zone: str | None
 ) -> tuple[Row, str]:
     """Choose among targets of one tier whose scores are about equal.
 
@@ -36,10 +36,10 @@ def balance(
     """
     if len(equals) == 1:
         return equals[0], ""
-    return _STRATEGIES[strategy](equals, zlib.crc32(request_id.encode()), traffic, zone)
+    return _STRATEGIES[strategy](equals, zlib.crc32(request_id.encode()), dispatch, zone)
 
 
-def _least_latency(equals: Sequence[Row], seed: int, traffic: Traffic, zone: str | None) -> tuple[Row, str]:
+def _least_latency(equals: Sequence[Row], seed: int, dispatch: Dispatch, zone: str | None) -> tuple[Row, str]:
     """Power of two choices (Mitzenmacher, 2001) among those that are about as fast as the fastest."""
     fastest = min(row.p50_ms for row in equals)
     near = [row for row in equals if row.p50_ms <= fastest * _NEAR_FACTOR + _NEAR_MS]
@@ -50,36 +50,36 @@ def _least_latency(equals: Sequence[Row], seed: int, traffic: Traffic, zone: str
     first = seed % len(near)
     second = (first + 1 + seed // len(near) % (len(near) - 1)) % len(near)
     one, other = near[first], near[second]
-    chosen = min(one, other, key=lambda row: (_load(row, traffic), row.p50_ms, row.id))
+    chosen = min(one, other, key=lambda row: (_load(row, dispatch), row.p50_ms))
     return chosen, f"the less loaded of two drawn from {len(near)} about equally fast"
 
 
-def _round_robin(equals: Sequence[Row], seed: int, traffic: Traffic, zone: str | None) -> tuple[Row, str]:
+def _round_robin(equals: Sequence[Row], seed: int, dispatch: Dispatch, zone: str | None) -> tuple[Row, str]:
     """Stride scheduling (Waldspurger, 1995): whoever was sent the least for its capacity."""
     del seed, zone
-    chosen = min(equals, key=lambda row: (traffic.served(row.id) / _slots(row), row.id))
+    chosen = min(equals, key=lambda row: (dispatch.served(row.id) / _slots(row), row.id))
     return chosen, "its turn, by capacity"
 
 
-def _zone(equals: Sequence[Row], seed: int, traffic: Traffic, zone: str | None) -> tuple[Row, str]:
+def _zone(equals: Sequence[Row], seed: int, dispatch: Dispatch, zone: str | None) -> tuple[Row, str]:
     here = [row for row in equals if zone is not None and row.state.zone == zone]
     if not here:
-        return _least_latency(equals, seed, traffic, zone)
-    chosen, why = _least_latency(here, seed, traffic, zone)
+        return _least_latency(equals, seed, dispatch, zone)
+    chosen, why = _least_latency(here, seed, dispatch, zone)
     return chosen, f"in the user's zone '{zone}', {why}"
 
 
-def _cost(equals: Sequence[Row], seed: int, traffic: Traffic, zone: str | None) -> tuple[Row, str]:
+def _cost(equals: Sequence[Row], seed: int, dispatch: Dispatch, zone: str | None) -> tuple[Row, str]:
     least = min(row.cost_usd for row in equals)
-    chosen, why = _least_latency([r for r in equals if r.cost_usd == least], seed, traffic, zone)
+    chosen, why = _least_latency([r for r in equals if r.cost_usd == least], seed, dispatch, zone)
     return chosen, f"the lowest price, {why}"
 
 
-def _prefix(equals: Sequence[Row], seed: int, traffic: Traffic, zone: str | None) -> tuple[Row, str]:
+def _prefix(equals: Sequence[Row], seed: int, dispatch: Dispatch, zone: str | None) -> tuple[Row, str]:
     most = max(row.cached_tokens for row in equals)
     if not most:
-        return _least_latency(equals, seed, traffic, zone)
-    chosen, why = _least_latency([r for r in equals if r.cached_tokens == most], seed, traffic, zone)
+        return _least_latency(equals, seed, dispatch, zone)
+    chosen, why = _least_latency([r for r in equals if r.cached_tokens == most], seed, dispatch, zone)
     return chosen, f"holds most of the prompt already, {why}"
 
 
@@ -96,8 +96,8 @@ def _slots(row: Row) -> int:
     return max(1, row.state.parallel)
 
 
-def _load(row: Row, traffic: Traffic) -> float:
+def _load(row: Row, dispatch: Dispatch) -> float:
     """Requests there per request it can serve at once: by its report, or by what this client has there."""
     state = row.state
     busy = state.running + state.queued
-    return max(busy if busy > 0 else 0, traffic.in_flight.get(row.id, 0)) / _slots(row)
+    return max(busy if busy > 0 else 0, dispatch.in_flight.get(row.id, 0)) / _slots(row)

@@ -11,30 +11,35 @@ from collections.abc import Sequence
 from mecroute.config.schema import RouterConfig
 from mecroute.decision import Candidate
 from mecroute.request import Request
+from mecroute.routing.ranking import Rows
 
 #: Below this, what a second call costs is more than what it saves.
 _LEAST_DELAY_MS = 20.0
 
 
-def hedge_after_ms(request: Request, candidates: Sequence[Candidate], config: RouterConfig) -> float | None:
+def hedge_after_ms(
+    request: Request, rows: Rows, candidates: Sequence[Candidate], config: RouterConfig
+) -> float | None:
     """When the first fallback is to be asked as well; None where there is nothing to gain or it may not be.
 
     Args:
-        candidates: in the order in which they are tried; all within the request's hard constraints.
+        rows, candidates: in the order in which they are tried; all within the request's hard constraints.
     """
-    if config.hedge == "never" or config.hedge_budget == 0 or len(candidates) < 2:
+    if config.hedge == "never" or config.hedge_budget == 0 or len(rows) < 2:
         return None
-    primary, fallback = candidates[0], candidates[1]
-    if config.hedge == "free" and fallback.cost_usd > 0:
+    first, second = rows[0], rows[1]
+    if config.hedge == "free" and second.cost_usd > 0:
         return None
     most = request.requirements.max_cost_usd
-    if most is not None and primary.cost_usd + fallback.cost_usd > most:
+    if most is not None and first.cost_usd + second.cost_usd > most:
         return None
-    # A guess says nothing of what is late; a model is not loaded on suspicion; the same machine would be
-    # as late again.
+    # The same machine would be as late again.
+    one, other = first.state.target, second.state.target
+    if one.node == other.node and one.tier == other.tier:
+        return None
+    # A guess says nothing of what is late, and no model is loaded on suspicion.
+    primary, fallback = candidates[0], candidates[1]
     if primary.assumed or primary.cold or fallback.cold:
-        return None
-    if (primary.target.tier, primary.target.node) == (fallback.target.tier, fallback.target.node):
         return None
     # A whole answer shows nothing of itself until it is there.
     delay = primary.ttft_ms_p95 if request.stream else primary.latency_ms_p95

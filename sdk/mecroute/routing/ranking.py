@@ -24,7 +24,7 @@ from mecroute.prefix_keys import prefix_keys
 from mecroute.request import Request, message_text
 from mecroute.requirements import Requirements
 from mecroute.routing.constraints import Screen
-from mecroute.routing.traffic import Traffic
+from mecroute.routing.dispatch import Dispatch
 from mecroute.target import Target, TargetState
 from mecroute_registry.facts import Tier
 
@@ -155,7 +155,7 @@ class Scoring:
         *,
         correction: Callable[[Target], Correction],
         adjustment: Adjustment | None,
-        traffic: Traffic,
+        dispatch: Dispatch,
     ) -> None:
         self.request = request
         self.features = features
@@ -167,7 +167,7 @@ class Scoring:
         self._cost_limit = asked.max_cost_usd or config.cost_target_usd
         self._correction = correction
         self._adjustment = adjustment
-        self._traffic = traffic
+        self._dispatch = dispatch
         limit = request.body.get("max_completion_tokens") or request.body.get("max_tokens")
         self._work = Workload(
             features.prompt_tokens,
@@ -193,7 +193,7 @@ class Scoring:
         w_latency, w_cost = policy.latency * self._latency_limit, policy.cost * self._cost_limit
         w_quality, w_availability = policy.quality, policy.availability
         latency_limit, cost_limit = self._latency_limit, self._cost_limit
-        check, in_flight, correction_of = screen.check, self._traffic.in_flight.get, self._correction
+        check, in_flight, correction_of = screen.check, self._dispatch.in_flight.get, self._correction
         prompt_tokens, output_tokens, most_tokens = work
         complexity, adjustment = self.features.complexity, self._adjustment
         has_limits = not (asked.min_quality is asked.max_cost_usd is asked.deadline_ms is None)
@@ -248,7 +248,7 @@ class Scoring:
         state = row.state
         target = state.target
         correction = self._correction(target)
-        in_flight = self._traffic.in_flight.get(row.id, 0)
+        in_flight = self._dispatch.in_flight.get(row.id, 0)
         latency = predict_latency(
             state, self._work, correction, cached_tokens=row.cached_tokens, in_flight=in_flight
         )

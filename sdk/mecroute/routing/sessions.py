@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from mecroute.prefix_keys import prefix_keys
-from mecroute.request import Request
+from hashlib import blake2b
+
+from mecroute.request import Request, message_text
+from mecroute.routing.dispatch import Session
 from mecroute.routing.ranking import Row, Rows
-from mecroute.routing.traffic import Session
 
 #: A node whose answer would take this many times as long as the best one's has degraded.
 _DEGRADED_FACTOR = 2.0
@@ -24,9 +25,13 @@ def session_name(request: Request) -> str | None:
     named = request.body.get("prompt_cache_key")
     if isinstance(named, str) and named:
         return f"{request.user or ''}|key|{named}"
-    first_question = next((i for i, m in enumerate(messages) if m.get("role") == "user"), 0)
-    keys = prefix_keys(messages[: first_question + 1], tools=request.body.get("tools"))
-    return f"{request.user or ''}|{keys[-1]}"
+    beginning = blake2b((request.user or "").encode("utf-8", "surrogatepass"), digest_size=12)
+    for message in messages:
+        role = str(message.get("role"))
+        beginning.update(f"\0{role}\0{message_text(message)}".encode("utf-8", "surrogatepass"))
+        if role == "user":
+            break
+    return beginning.hexdigest()
 
 
 def goes_on(request: Request) -> bool:

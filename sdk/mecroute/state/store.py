@@ -23,6 +23,7 @@ _MAX_ROWS = 10_000
 _PRUNE_EVERY = 500
 _QUEUE = 10_000  # beyond this, records are dropped rather than holding up requests
 _BUSY_TIMEOUT_S = 2.0
+_LINGER_S = 0.2  # a busy process is woken a few times a second and not once per request
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS requests (
     id TEXT PRIMARY KEY, at REAL NOT NULL, target TEXT NOT NULL, tier TEXT NOT NULL, model TEXT NOT NULL,
@@ -53,6 +54,7 @@ class StateStore:
         self.path = path or state_dir() / "state.sqlite3"
         self._queue: queue.Queue[tuple[str, dict[str, Any]] | threading.Event | None] = queue.Queue(_QUEUE)
         self._working = enabled
+        self._hurry = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -110,6 +112,7 @@ class StateStore:
             return
         done = threading.Event()
         self._queue.put(done)
+        self._hurry.set()
         done.wait(timeout=_BUSY_TIMEOUT_S + 1)
 
     def close(self) -> None:
@@ -118,6 +121,7 @@ class StateStore:
             thread, self._thread = self._thread, None
         if thread is not None:
             self._queue.put(None)
+            self._hurry.set()
             thread.join(timeout=_BUSY_TIMEOUT_S + 1)
 
     def _put(self, kind: str, row: dict[str, Any]) -> None:
@@ -171,7 +175,10 @@ class StateStore:
     def _drain(self, connection: sqlite3.Connection | None) -> None:
         written = 0
         while (item := self._queue.get()) is not None:
+            if self._queue.empty() and not isinstance(item, threading.Event):
+                self._hurry.wait(_LINGER_S)
             if isinstance(item, threading.Event):
+                self._hurry.clear()
                 item.set()
                 continue
             if connection is None or not self._working:

@@ -30,6 +30,7 @@ from mecroute.errors import (
 from mecroute.nodes.headers import DEADLINE_HEADER, deadline_value
 from mecroute.target import Target
 from mecroute.tiers.base import Call
+from mecroute.tiers.posting import Posting
 from mecroute.tracing import CallSpan, call_span
 from mecroute_registry.facts import Task, Tier
 
@@ -96,6 +97,7 @@ class HttpTier:
         self._traffic = traffic
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30)
         self._http = httpx.AsyncClient(limits=limits, follow_redirects=False, trust_env=True)
+        self._post = Posting(self._http)
 
     def continues_prefix(self, target: Target) -> bool:
         """Whether this endpoint continues a final assistant message."""
@@ -196,12 +198,11 @@ class HttpTier:
             if call.deadline_ms is not None:
                 headers[DEADLINE_HEADER] = deadline_value(call.deadline_ms)
         silence = _SILENCE_S[endpoint.tier]
-        request = self._http.build_request(
-            "POST",
+        request = self._post(
             _url(endpoint, call),
-            json=body,
-            headers=headers,
-            timeout=httpx.Timeout(silence, connect=_CONNECT_S[endpoint.tier]),
+            body,
+            headers,
+            httpx.Timeout(silence, connect=_CONNECT_S[endpoint.tier]),
         )
         response = await self._open(endpoint, call.target, request)
         if response.status_code >= 300:

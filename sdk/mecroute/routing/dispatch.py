@@ -27,7 +27,7 @@ class Session:
     at: float
 
 
-class Traffic:
+class Dispatch:
     """Counts requests per target, remembers the node of each conversation, and budgets hedges.
 
     A decision only reads it; the pipeline writes. For one event loop. Bounded: the 10,000 sessions and
