@@ -53,6 +53,7 @@ class Candidate:
         cold: whether the model must be loaded first, which the latency then includes.
         assumed: whether the speed behind the latency is an assumption.
         notes: where the numbers come from, and what had to be assumed.
+        quality_adjusted_by: what evidence added to the predicted quality, -1..1.
     """
 
     target: Target
@@ -66,6 +67,7 @@ class Candidate:
     cold: bool = False
     assumed: bool = False
     notes: tuple[str, ...] = ()
+    quality_adjusted_by: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class Decision:
         propensity: 0..1, probability with which this primary was chosen (1 unless something was explored);
             what off-policy estimates divide by.
         explored: whether the primary was put first to learn about it, and not for its score.
+        explorable: ids of the targets that exploring could have put first instead of the best one.
     """
 
     request_id: str
@@ -101,6 +104,7 @@ class Decision:
     hedge_after_ms: float | None = None
     propensity: float = 1.0
     explored: bool = False
+    explorable: tuple[str, ...] = ()
 
     @property
     def primary(self) -> Candidate | None:

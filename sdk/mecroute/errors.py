@@ -19,8 +19,10 @@ MecrouteError
 │   ├── DigestMismatchError
 │   ├── ArtifactExistsError
 │   └── RemoteStoreError
+├── StateError                     the file of decisions or of budgets cannot be used
 └── RequestRefusedError            understood, and not going to be served
     ├── NoEligibleTargetError      the requirements exclude every target
+    ├── BudgetExceededError        a budget has no room for it; carries frees_at
     ├── DeadlineExceededError      the deadline passed
     └── OverloadedError            the queue is full; carries retry_after_s
 """
@@ -50,6 +52,7 @@ __all__ = [
     "ArtifactError",
     "ArtifactExistsError",
     "AuthenticationError",
+    "BudgetExceededError",
     "ConfigError",
     "ContextLengthError",
     "DeadlineExceededError",
@@ -65,6 +68,7 @@ __all__ = [
     "OverloadedError",
     "RemoteStoreError",
     "RequestRefusedError",
+    "StateError",
     "TierError",
     "TierResponseError",
     "TierUnreachableError",
@@ -146,6 +150,13 @@ class AllTargetsFailedError(TierError):
         self.attempts = tuple(attempts)
 
 
+class StateError(MecrouteError):
+    """The SQLite file of decisions or of budgets cannot be read or written."""
+
+    status = 500
+    code = "state_error"
+
+
 class RequestRefusedError(MecrouteError):
     """The request was understood and will not be served."""
 
@@ -161,6 +172,24 @@ class NoEligibleTargetError(RequestRefusedError):
     def __init__(self, message: str, *, decision: Decision, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.decision = decision
+
+
+class BudgetExceededError(RequestRefusedError):
+    """A budget has no room for the most that this call can cost.
+
+    `budget` is its name; `frees_at` is the Unix time at which its next period begins, None where the budgets
+    cannot be read.
+    """
+
+    status = 402
+    code = "budget_exceeded"
+
+    def __init__(
+        self, message: str, *, budget: str, frees_at: float | None, hint: str, tier: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, tier=tier)
+        self.budget = budget
+        self.frees_at = frees_at
 
 
 class DeadlineExceededError(RequestRefusedError):

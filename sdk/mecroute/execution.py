@@ -15,6 +15,7 @@ from mecroute.errors import (
     AllTargetsFailedError,
     ArtifactError,
     AuthenticationError,
+    BudgetExceededError,
     ContextLengthError,
     DeadlineExceededError,
     MecrouteError,
@@ -36,6 +37,7 @@ FAILOVER = (
     ArtifactError,
     AuthenticationError,
     MissingExtraError,
+    BudgetExceededError,
 )
 
 
@@ -67,6 +69,16 @@ class Execution:
         return by_id[self.segments[-1].target_id] if self.segments else self.decision.candidates[0]
 
     @property
+    def delivered(self) -> str:
+        """The text that was streamed so far."""
+        return self._delivered
+
+    @property
+    def is_unjoinable(self) -> bool:
+        """Whether what was delivered holds tool calls, or is several answers at once."""
+        return self._is_unjoinable
+
+    @property
     def ttft_ms(self) -> float | None:
         """From the call to the first text, over every attempt; None where no text was streamed."""
         spent = 0.0
@@ -81,6 +93,7 @@ class Execution:
 
         Raises:
             AllTargetsFailedError: none did.
+            BudgetExceededError: a budget had no room left for any of them.
             DeadlineExceededError: the deadline passed first.
             InvalidRequestError: a target says that the request is wrong.
         """
@@ -100,7 +113,7 @@ class Execution:
             segment.ttft_ms = _reported_ttft_ms(body)
             self._monitor.answered(self.decision, segment)
             return body
-        raise AllTargetsFailedError(self._attempts)
+        raise self._all_failed()
 
     async def stream(self) -> AsyncGenerator[dict[str, Any]]:
         """The answer as chunks; when a target is lost the next one goes on from the delivered text.
@@ -122,7 +135,7 @@ class Execution:
             segment.latency_ms = (time.monotonic() - begun) * 1000
             self._monitor.answered(self.decision, segment)
             return
-        raise AllTargetsFailedError(self._attempts)
+        raise self._all_failed()
 
     async def _attempt(
         self, candidate: Candidate, segment: Segment, begun: float
@@ -176,13 +189,21 @@ class Execution:
         return segment
 
     def _call(self, candidate: Candidate, body: Mapping[str, Any]) -> Call:
-        return Call(self.request.task, candidate.target, body, self.request.id)
+        return Call(self.request.task, candidate.target, body, self.request.id, self.request.payer)
 
     def _lost(self, segment: Segment, begun: float, error: MecrouteError) -> None:
         segment.latency_ms = (time.monotonic() - begun) * 1000
         segment.error = error.message
         self._attempts.append((segment.target_id, error))
-        self._monitor.failed(segment.target_id, error.message)
+        if not isinstance(error, BudgetExceededError):  # which is no fault of the target's
+            self._monitor.failed(segment.target_id, error.message)
+
+    def _all_failed(self) -> MecrouteError:
+        """What the caller is told when nobody answered."""
+        errors = [error for _, error in self._attempts]
+        if errors and all(isinstance(error, BudgetExceededError) for error in errors):
+            return errors[0]
+        return AllTargetsFailedError(self._attempts)
 
     def _deadline(self) -> _Deadline:
         return _Deadline(self.request)

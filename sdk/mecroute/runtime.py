@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 
 from mecroute.agents import CacheAgent, ContextAgent, MonitorAgent, ResourceAgent, RouterAgent
 from mecroute.agents.resource import DeviceLoad
+from mecroute.budgets.gate import BudgetGate, ledger_path
+from mecroute.budgets.ledger import Ledger
+from mecroute.budgets.tier import BudgetedTier
 from mecroute.config.schema import Config
+from mecroute.evidence.explore import Explorer
+from mecroute.evidence.shadow import Shadow
 from mecroute.pipeline import Pipeline
 from mecroute.state.store import StateStore
 from mecroute.tiers.base import Tier
@@ -27,11 +32,24 @@ class Runtime:
     def __init__(self, config: Config) -> None:
         self.registry = Registry(_expanded(config.registry.path))
         self._exits = AsyncExitStack()
-        self._store = StateStore(_expanded(config.state.path), enabled=config.state.enabled)
-        monitor = MonitorAgent(self._store)
+        store = StateStore(
+            _expanded(config.state.path),
+            enabled=config.state.enabled,
+            max_decisions=config.state.max_decisions,
+            max_bytes=config.state.max_bytes,
+        )
+        monitor = MonitorAgent(store, adapt=config.monitor.adapt)
+        gate = BudgetGate(
+            config.budgets, Ledger(ledger_path(store.path)), watches_prices=config.monitor.shadow_rate > 0
+        )
+        self._exits.push_async_callback(gate.aclose)
         tiers: dict[TierName, Tier] = {}
         loads = self._add_device(config, tiers)
         watches = self._add_remote(config, tiers)
+        if config.budgets:
+            tiers = {name: BudgetedTier(tier, gate) for name, tier in tiers.items()}
+        shadow = Shadow(config.monitor, tiers, gate, monitor.judged)
+        self._exits.push_async_callback(shadow.aclose)
         self.pipeline = Pipeline(
             config,
             context=ContextAgent(usual_output_tokens=monitor.usual_output_tokens),
@@ -42,12 +60,15 @@ class Runtime:
             cache=CacheAgent(),
             monitor=monitor,
             tiers=tiers,
+            gate=gate,
+            explorer=Explorer(config.monitor, gate),
+            shadow=shadow,
         )
 
     async def aclose(self) -> None:
         """Unload models, close connections, write the state."""
         await self._exits.aclose()
-        self._store.close()
+        self.pipeline.monitor.close()
 
     def _add_device(self, config: Config, tiers: dict[TierName, Tier]) -> _Loads | None:
         if not config.device.enabled:

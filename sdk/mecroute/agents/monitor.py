@@ -6,11 +6,17 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from typing import Any
 
 from mecroute.decision import Candidate, Decision
 from mecroute.errors import InvalidRequestError
+from mecroute.evidence.drift import DriftMonitor
+from mecroute.evidence.learning import Judgement, Learned, Learning
+from mecroute.evidence.posterior import QualityEvidence
+from mecroute.evidence.signals import Answer
 from mecroute.outcome import Provenance, Segment
 from mecroute.predict.latency import Correction
 from mecroute.state.store import StateStore
@@ -38,61 +44,176 @@ class _Observed:
     last_error: str = ""
 
 
-@dataclass(slots=True)
-class _Users:
-    mean_output: OrderedDict[str, float] = field(default_factory=OrderedDict)
+class _Observations:
+    """What was observed of each target, in a form that survives a restart."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.by_target: dict[str, _Observed] = {}
+        self.changed: set[str] = set()
+
+    def of(self, target_id: str) -> _Observed:
+        """The observations of a target, about to be changed; under the lock."""
+        self.changed.add(target_id)
+        return self.by_target.setdefault(target_id, _Observed())
+
+    def take_changes(self) -> dict[str, dict[str, Any]]:
+        with self.lock:
+            changed, self.changed = self.changed, set()
+            return {target: asdict(self.by_target[target]) for target in changed}
+
+    def restore(self, name: str, value: Mapping[str, Any]) -> None:
+        numbers = [value.get(key) for key in ("log_ttft", "log_decode", "variance", "samples", "success")]
+        if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+            return
+        log_ttft, log_decode, variance, samples, success = (float(n or 0) for n in numbers)
+        bound = math.log(_MAX_FACTOR) * 3
+        with self.lock:
+            # That a target was resting is not kept: it has had the time of a restart.
+            self.by_target[name] = _Observed(
+                log_ttft=min(bound, max(-bound, log_ttft)),
+                log_decode=min(bound, max(-bound, log_decode)),
+                variance=min(4.0, max(0.01, variance)),
+                samples=max(0, int(samples)),
+                success=min(1.0, max(0.0, success)),
+            )
+
+    def forget(self) -> None:
+        with self.lock:
+            self.by_target.clear()
+            self.changed.clear()
+
+
+class _UsualLengths:
+    """Mean answer length per user, in tokens. Users are known by a digest of their name."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._mean: OrderedDict[str, float] = OrderedDict()
+        self._changed: set[str] = set()
+
+    def of(self, user: str) -> float | None:
+        return self._mean.get(user)
 
     def learn(self, user: str, output_tokens: int) -> None:
-        known = self.mean_output.get(user)
-        mean = float(output_tokens) if known is None else known + _ALPHA * (output_tokens - known)
-        self.mean_output[user] = mean
-        self.mean_output.move_to_end(user)
-        while len(self.mean_output) > _USERS_KEPT:
-            self.mean_output.popitem(last=False)
+        with self._lock:
+            known = self._mean.get(user)
+            mean = float(output_tokens) if known is None else known + _ALPHA * (output_tokens - known)
+            self._mean[user] = mean
+            self._mean.move_to_end(user)
+            self._changed.add(user)
+            while len(self._mean) > _USERS_KEPT:
+                gone, _ = self._mean.popitem(last=False)
+                self._changed.discard(gone)
+
+    def take_changes(self) -> dict[str, dict[str, Any]]:
+        with self._lock:
+            changed, self._changed = self._changed, set()
+            return {user: {"output_tokens": self._mean[user]} for user in changed}
+
+    def restore(self, name: str, value: Mapping[str, Any]) -> None:
+        mean = value.get("output_tokens")
+        if isinstance(mean, int | float) and math.isfinite(mean) and mean >= 0:
+            with self._lock:
+                if len(self._mean) < _USERS_KEPT:
+                    self._mean[name] = float(mean)
+
+    def forget(self) -> None:
+        with self._lock:
+            self._mean.clear()
+            self._changed.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """What feedback on a reply is held against."""
+
+    target_id: str
+    complexity: float
+    predicted: float | None
 
 
 class MonitorAgent:
     """Learns from outcomes. Thread-safe.
 
+    What happens on the caller's thread is counted in microseconds; the rest is done in a thread of its own.
+
     Args:
-        store: where decisions, outcomes and feedback are kept between runs.
+        store: where decisions, outcomes and what was learned are kept between runs.
+        adapt: whether evidence of quality moves the predictions.
         clock: monotonic seconds.
     """
 
-    def __init__(self, store: StateStore, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, store: StateStore, *, adapt: bool = True, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._store = store
         self._clock = clock
+        self._adapt = adapt
         self._lock = threading.Lock()
-        self._observed: dict[str, _Observed] = {}
-        self._users = _Users()
-        self._replies: OrderedDict[str, str] = OrderedDict()
+        self._observations = _Observations()
+        self._users = _UsualLengths()
+        self._replies: OrderedDict[str, _Reply] = OrderedDict()
+        self.quality = QualityEvidence()
+        self.drift = DriftMonitor()
+        kinds: dict[str, Learned] = {
+            "correction": self._observations,
+            "user": self._users,
+            "quality": self.quality,
+            "drift": self.drift,
+        }
+        self._learning = Learning(store, self.quality, self.drift, kinds)
+
+    def close(self) -> None:
+        """Learn and write what is left."""
+        self._learning.close()
+
+    def flush(self) -> None:
+        """Wait until what was recorded so far is learned and on disk (at most a few seconds)."""
+        self._learning.flush()
 
     def correction(self, target: Target) -> Correction:
         """How this target's answers differed from what was predicted, so far."""
-        with self._lock:
-            seen = self._observed.get(target.id)
+        with self._observations.lock:
+            seen = self._observations.by_target.get(target.id)
             if seen is None or not seen.samples:
                 return Correction()
             return Correction(
                 ttft=math.exp(seen.log_ttft),
                 decode=math.exp(seen.log_decode),
-                sigma=math.sqrt(seen.variance),
+                sigma=math.sqrt(seen.variance) * self.drift.spread_factor(target.id),
                 samples=seen.samples,
             )
 
     def availability(self, target_id: str) -> float:
         """Share of recent calls that were answered, 0..1, the newest weighing most; 1 before the first."""
-        with self._lock:
-            seen = self._observed.get(target_id)
-            return seen.success if seen else 1.0
+        with self._observations.lock:
+            seen = self._observations.by_target.get(target_id)
+            return seen.success * self.drift.availability_factor(target_id) if seen else 1.0
+
+    def quality_adjustment(self, target: Target, complexity: float) -> tuple[float, float]:
+        """What evidence adds to a predicted quality, and how much there is; see `QualityEvidence`."""
+        return self.quality.quality_adjustment(target, complexity) if self._adapt else (0.0, 0.0)
+
+    def annotated(self, decision: Decision) -> Decision:
+        """The decision, with a note at each candidate whose predictions an alarm has changed."""
+        if self.drift.quiet:
+            return decision
+        return replace(
+            decision,
+            candidates=tuple(
+                replace(c, notes=(*c.notes, *notes)) if (notes := self.drift.notes(c.target.id)) else c
+                for c in decision.candidates
+            ),
+        )
 
     def resting(self, target_id: str) -> str | None:
         """Why a target is not tried for now after failing; None when it may be tried.
 
         After the pause one request may try it again; while that fails, the pause grows.
         """
-        with self._lock:
-            seen = self._observed.get(target_id)
+        with self._observations.lock:
+            seen = self._observations.by_target.get(target_id)
             if seen is None or seen.failures_in_a_row < _FAILURES_TO_OPEN:
                 return None
             left = seen.retry_at - self._clock()
@@ -103,15 +224,13 @@ class MonitorAgent:
 
     def usual_output_tokens(self, user: str | None) -> float | None:
         """Mean answer length of a user, in tokens; None where unknown."""
-        if user is None:
-            return None
-        with self._lock:
-            return self._users.mean_output.get(user)
+        return None if user is None else self._users.of(_known_as(user))
 
     def failed(self, target_id: str, error: str) -> None:
         """A target did not answer, or stopped in the middle of an answer."""
-        with self._lock:
-            seen = self._observed.setdefault(target_id, _Observed())
+        self.drift.failed(target_id)
+        with self._observations.lock:
+            seen = self._observations.of(target_id)
             seen.success += _ALPHA * (0.0 - seen.success)
             pause = _BACKOFF_S[min(seen.failures_in_a_row, len(_BACKOFF_S) - 1)]
             seen.failures_in_a_row += 1
@@ -121,8 +240,8 @@ class MonitorAgent:
     def answered(self, decision: Decision, segment: Segment) -> None:
         """A target gave a whole answer or the rest of one: compare it with what was predicted."""
         candidate = next((c for c in decision.candidates if c.target.id == segment.target_id), None)
-        with self._lock:
-            seen = self._observed.setdefault(segment.target_id, _Observed())
+        with self._observations.lock:
+            seen = self._observations.of(segment.target_id)
             seen.success += _ALPHA * (1.0 - seen.success)
             seen.failures_in_a_row = 0
             # The rest of a lost answer is not what was predicted; an embedding has no tokens to time.
@@ -131,15 +250,28 @@ class MonitorAgent:
             if candidate is not None and usable and segment.output_tokens > 0:
                 _learn(seen, candidate, decision.features.output_tokens, segment)
 
-    def record(self, provenance: Provenance, *, user: str | None) -> None:
-        """Keep a finished request: in memory for feedback, in the store for later."""
+    def record(self, provenance: Provenance, *, user: str | None, answer: Answer | None = None) -> None:
+        """Keep a finished request: in memory for feedback, in the store for later. Returns at once.
+
+        Args:
+            answer: what was answered; it is looked at for signs of a bad answer, and not kept.
+        """
+        outcome, decision = provenance.outcome, provenance.decision
+        known_as = _known_as(user) if user is not None else None
+        if known_as is not None and outcome.error is None:
+            self._users.learn(known_as, outcome.output_tokens)
+        predicted = _predicted_quality(decision, outcome.target_id)
         with self._lock:
-            if user is not None and provenance.outcome.error is None:
-                self._users.learn(user, provenance.outcome.output_tokens)
-            self._replies[provenance.request_id] = provenance.outcome.target_id
+            self._replies[provenance.request_id] = _Reply(
+                outcome.target_id, decision.features.complexity, predicted
+            )
             while len(self._replies) > _REPLIES_KEPT:
                 self._replies.popitem(last=False)
-        self._store.add(provenance)
+        self._learning.finished(provenance, known_as, answer)
+
+    def judged(self, judgement: Judgement) -> None:
+        """Take in what was found out about an answer after its delivery. Returns at once."""
+        self._learning.judged(judgement)
 
     def feedback(self, request_id: str, score: float) -> None:
         """Keep a person's judgement of an answer.
@@ -153,12 +285,45 @@ class MonitorAgent:
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
             raise InvalidRequestError(f"score must be a number from 0 to 1, not {score!r}")
         with self._lock:
-            known = request_id in self._replies
-        if not known and not self._store.has(request_id):
+            reply = self._replies.get(request_id)
+        if reply is None:
+            self._learning.flush()
+            reply = _reply_from(self._store.detail(request_id))
+        if reply is None:
             raise InvalidRequestError(
                 f"no answer with the id '{request_id}' is known", hint="pass the `id` of a reply"
             )
-        self._store.add_feedback(request_id, float(score))
+        predicted = float(score) if reply.predicted is None else reply.predicted
+        self._learning.judged(
+            Judgement(request_id, "feedback", reply.target_id, reply.complexity, predicted, float(score))
+        )
+
+
+def _known_as(user: str) -> str:
+    return blake2b(user.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _predicted_quality(decision: Decision, target_id: str) -> float | None:
+    for candidate in decision.candidates:
+        if candidate.target.id == target_id:
+            return candidate.quality - candidate.quality_adjusted_by
+    return None
+
+
+def _reply_from(detail: Mapping[str, Any] | None) -> _Reply | None:
+    """A reply of an earlier run, as the store kept it."""
+    if detail is None:
+        return None
+    target_id, decision = str(detail["outcome"]["target_id"]), detail["decision"]
+    predicted = next(
+        (
+            float(c["quality"]) - float(c.get("quality_adjusted_by") or 0)
+            for c in decision["candidates"]
+            if c["target"]["id"] == target_id
+        ),
+        None,
+    )
+    return _Reply(target_id, float(decision["features"]["complexity"]), predicted)
 
 
 def _learn(seen: _Observed, candidate: Candidate, expected_tokens: int, segment: Segment) -> None:

@@ -43,12 +43,14 @@ class RouterAgent:
         *,
         battery_floor: float,
         correction: Callable[[Target], Correction],
+        adjustment: Callable[[Target, float], tuple[float, float]] = lambda _target, _complexity: (0.0, 0.0),
     ) -> Decision:
         """Rank the targets for one request.
 
         Args:
             battery_floor: 0..1; a discharging device below it is not used.
             correction: what was observed of a target so far.
+            adjustment: what evidence adds to a target's quality at a complexity, and how much there is.
 
         Returns:
             A decision; without candidates when every target was rejected.
@@ -58,7 +60,8 @@ class RouterAgent:
         for state in targets:
             refusal = _hard_constraint(request, context, state, battery_floor)
             if refusal is None:
-                candidate = self._predict(request, context, state, correction(state.target))
+                adjusted = adjustment(state.target, context.features.complexity)
+                candidate = self._predict(request, context, state, correction(state.target), adjusted)
                 refusal = _stated_limit(request, candidate, state)
                 if refusal is None:
                     candidates.append(candidate)
@@ -76,11 +79,21 @@ class RouterAgent:
         )
 
     def _predict(
-        self, request: Request, context: Context, state: TargetState, correction: Correction
+        self,
+        request: Request,
+        context: Context,
+        state: TargetState,
+        correction: Correction,
+        adjusted: tuple[float, float],
     ) -> Candidate:
         features, asked = context.features, request.requirements
         latency = predict_latency(state, features, correction)
-        quality, quality_note = predict_quality(state, features.complexity)
+        predicted, quality_note = predict_quality(state, features.complexity)
+        quality, evidence = min(1.0, max(0.0, predicted + adjusted[0])), adjusted[1]
+        if quality != predicted:
+            quality_note += (
+                f", {quality - predicted:+.3f} by {evidence:.1f} judged answers of this difficulty"
+            )
         cost = cost_usd(state, features.prompt_tokens, features.output_tokens)
         latency_utility = _utility(latency.p50_ms, asked.max_latency_ms or self._config.latency_target_ms)
         # A limit of nothing admits only what is free, and what is free has the full utility.
@@ -104,6 +117,7 @@ class RouterAgent:
             cold=state.ready_in_ms > 0,
             assumed=state.decode_tokens_per_s is None,
             notes=(*latency.notes, quality_note),
+            quality_adjusted_by=quality - predicted,
         )
 
     def _rank(self, candidates: list[Candidate]) -> tuple[tuple[Candidate, ...], str]:

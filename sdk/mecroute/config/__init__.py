@@ -2,9 +2,11 @@
 
 from mecroute.config.load import FILE_NAME, LoadedConfig, find_project_file, load_config
 from mecroute.config.schema import (
+    BudgetConfig,
     CloudConfig,
     Config,
     DeviceConfig,
+    MonitorConfig,
     NodeConfig,
     RegistryConfig,
     RouterConfig,
@@ -15,10 +17,12 @@ from mecroute.config.schema import (
 
 __all__ = [
     "FILE_NAME",
+    "BudgetConfig",
     "CloudConfig",
     "Config",
     "DeviceConfig",
     "LoadedConfig",
+    "MonitorConfig",
     "NodeConfig",
     "RegistryConfig",
     "RouterConfig",

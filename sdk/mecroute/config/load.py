@@ -22,6 +22,9 @@ from mecroute_registry.paths import config_dir
 
 FILE_NAME = "mecroute.toml"
 
+#: Tables of which there may be several, written as `[[nodes]]`.
+_LISTS = ("nodes", "cloud", "budgets")
+
 #: Variables that steer the program itself and are no settings.
 _CONTROL = {"MECROUTE_CONFIG", "MECROUTE_DEBUG"}
 _PREFIX = "MECROUTE_"
@@ -47,7 +50,7 @@ class LoadedConfig:
                     name = f"{table}.{field}"
                     yield name, item, self.sources.get(name, "default")
             else:
-                items = [item.model_dump(mode="json", exclude_none=True) for item in value]
+                items = [item.model_dump(mode="json", exclude_none=True, by_alias=True) for item in value]
                 yield table, items, self.sources.get(table, "default")
 
 
@@ -134,7 +137,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         known = Config.model_fields.get(table)
         if known is None:
             raise ConfigError(f"{path}: unknown table [{table}]{_did_you_mean(table, Config.model_fields)}")
-        expected = list if table in ("nodes", "cloud") else dict
+        expected = list if table in _LISTS else dict
         if not isinstance(value, expected):
             brackets = f"[[{table}]]" if expected is list else f"[{table}]"
             raise ConfigError(f"{path}: '{table}' must be written as {brackets}")
@@ -147,7 +150,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if not variable.startswith(_PREFIX) or variable in _CONTROL:
             continue
         table, _, field = variable.removeprefix(_PREFIX).lower().partition("_")
-        if table in ("nodes", "cloud") and not field:
+        if table in _LISTS and not field:
             try:
                 found[table] = json.loads(text)
             except json.JSONDecodeError as error:
@@ -166,7 +169,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _variables() -> list[str]:
-    names = ["MECROUTE_NODES", "MECROUTE_CLOUD"]
+    names = [_PREFIX + table.upper() for table in _LISTS]
     for table, info in Config.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             names += [f"{_PREFIX}{table}_{field}".upper() for field in info.annotation.model_fields]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -104,9 +104,6 @@ class CloudConfig(RemoteConfig):
     stand_in: bool = Field(default=False, description="a local stand-in for a cloud, for trials")
 
 
-R = TypeVar("R", bound=RemoteConfig)
-
-
 class ServerConfig(_Table):
     """`[server]`: what `mecroute serve` does on this machine."""
 
@@ -161,6 +158,43 @@ class StateConfig(_Table):
 
     path: Path | None = Field(default=None, description="SQLite file; default: the user state folder")
     enabled: bool = True
+    max_decisions: int = Field(default=50_000, ge=1, le=10_000_000, description="the newest are kept")
+    max_bytes: int = Field(default=100_000_000, ge=1_000_000, description="size of the file")
+
+
+class MonitorConfig(_Table):
+    """`[monitor]`: what is learned from answers, and what may be spent on learning."""
+
+    adapt: bool = Field(default=True, description="whether evidence of quality moves the predictions")
+    explore_rate: float = Field(
+        default=0, ge=0, le=0.5, description="share of requests sent elsewhere to learn about a target"
+    )
+    explore_budget_usd_per_day: float = Field(
+        default=0, ge=0, description="most that exploring may add to the predicted costs"
+    )
+    explore_max_slowdown: float = Field(
+        default=2, ge=1, description="predicted latency of what is explored, over the best candidate's"
+    )
+    shadow_rate: float = Field(
+        default=0, ge=0, le=1, description="share of answers compared with a second target's"
+    )
+    shadow_budget_usd_per_day: float = Field(default=0, ge=0, description="for the second answers")
+
+
+class BudgetConfig(_Table):
+    """`[[budgets]]`: most that may be spent within an hour, a day or a month (calendar, UTC)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    name: Name
+    limit_usd: float = Field(ge=0, allow_inf_nan=False)
+    per: Literal["hour", "day", "month"] = "day"
+    scope: Literal["all", "user", "app", "key"] = Field(
+        default="all", alias="for", description="all: one for everybody; otherwise one for each of them"
+    )
+
+
+R = TypeVar("R", RemoteConfig, BudgetConfig)
 
 
 class Config(_Table):
@@ -171,11 +205,13 @@ class Config(_Table):
     device: DeviceConfig = DeviceConfig()
     router: RouterConfig = RouterConfig()
     state: StateConfig = StateConfig()
+    monitor: MonitorConfig = MonitorConfig()
     server: ServerConfig = ServerConfig()
     nodes: tuple[NodeConfig, ...] = ()
     cloud: tuple[CloudConfig, ...] = ()
+    budgets: tuple[BudgetConfig, ...] = ()
 
-    @field_validator("nodes", "cloud")
+    @field_validator("nodes", "cloud", "budgets")
     @classmethod
     def _names_are_unique(cls, remotes: tuple[R, ...]) -> tuple[R, ...]:
         names = [remote.name for remote in remotes]

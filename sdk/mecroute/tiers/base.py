@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mecroute.request import Payer
 from mecroute.target import Target
 from mecroute_registry.facts import Task
 
@@ -14,13 +15,15 @@ from mecroute_registry.facts import Task
 class Call:
     """One attempt at one target.
 
-    `body` holds the OpenAI request fields except `model` and `stream`, which the tier sets.
+    `body` holds the OpenAI request fields except `model` and `stream`, which the tier sets. `payer` says
+    whose budgets it counts against.
     """
 
     task: Task
     target: Target
     body: Mapping[str, Any]
     request_id: str
+    payer: Payer = field(default_factory=Payer)
 
 
 class Tier(Protocol):
