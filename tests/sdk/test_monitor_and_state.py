@@ -269,7 +269,7 @@ def test_the_first_versions_tables_are_taken_over(tmp_path: Path) -> None:
         for index in range(700):
             told = provenance(f"req-{index}").to_dict()
             old.execute(
-                "INSERT INTO requests VALUES (?, ?, ?, 'mec', 'm:1', 0.5, 50.0, 500.0, 10, 100, 0.1, NULL, ?)",
+                "INSERT INTO requests VALUES (?, ?, ?, 'mec', 'm:1', 0.5, 50, 500, 10, 100, 0.1, NULL, ?)",
                 (f"req-{index}", float(index), TARGET.id, json.dumps(told)),
             )
         old.execute("INSERT INTO feedback VALUES ('req-3', 5.0, 0.25)")
