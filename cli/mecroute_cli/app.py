@@ -9,13 +9,16 @@ import typer
 
 from mecroute_cli.commands import (
     bench,
+    budgets,
     chat,
     config,
+    decisions,
     demo,
     deploy,
     dev,
     doctor,
     keys,
+    learned,
     models,
     nodes,
     pull,
@@ -93,6 +96,9 @@ def build_app() -> typer.Typer:
     add(bench.bench, "bench", RUN, bench.EXAMPLES)
     add(chat.chat, "chat", ROUTE, chat.EXAMPLES)
     add(route.route, "route", ROUTE, route.EXAMPLES)
+    add_noun(decisions.build(), "decisions", ROUTE)
+    add_noun(learned.build(), "learned", ROUTE)
+    add(budgets.budgets, "budgets", ROUTE, budgets.EXAMPLES)
     add_noun(config.build(), "config", LOOK)
     add(doctor.doctor, "doctor", LOOK, doctor.EXAMPLES)
     return app

@@ -19,7 +19,7 @@ from mecroute.evidence.explore import Explorer
 from mecroute.evidence.shadow import Shadow
 from mecroute.evidence.signals import Answer, answer_of
 from mecroute.execution import Execution
-from mecroute.outcome import Outcome, Provenance
+from mecroute.outcome import ABANDONED, Outcome, Provenance
 from mecroute.request import Request
 from mecroute.tiers.base import Tier
 from mecroute_registry.facts import Tier as TierName
@@ -124,7 +124,7 @@ class Pipeline:
             raise
         finally:
             if not finished and error is None:
-                error = MecrouteError("the caller stopped reading")
+                error = MecrouteError(ABANDONED)
             answer = Answer(
                 execution.delivered,
                 last.get("finish_reason"),

@@ -16,7 +16,7 @@ from mecroute.config.schema import Config
 from mecroute.evidence.explore import Explorer
 from mecroute.evidence.shadow import Shadow
 from mecroute.pipeline import Pipeline
-from mecroute.state.store import StateStore
+from mecroute.state.store import StateStore, database_path
 from mecroute.tiers.base import Tier
 from mecroute_registry.facts import Tier as TierName
 from mecroute_registry.store import Registry
@@ -33,7 +33,7 @@ class Runtime:
         self.registry = Registry(_expanded(config.registry.path))
         self._exits = AsyncExitStack()
         store = StateStore(
-            _expanded(config.state.path),
+            database_path(config.state),
             enabled=config.state.enabled,
             max_decisions=config.state.max_decisions,
             max_bytes=config.state.max_bytes,

@@ -8,13 +8,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from hashlib import blake2b
 from typing import Any
 
 from mecroute.decision import Candidate, Decision
 from mecroute.errors import InvalidRequestError
 from mecroute.evidence.drift import DriftMonitor
 from mecroute.evidence.learning import Judgement, Learned, Learning
+from mecroute.evidence.lengths import UsualLengths, known_as
 from mecroute.evidence.posterior import QualityEvidence
 from mecroute.evidence.signals import Answer
 from mecroute.outcome import Provenance, Segment
@@ -26,7 +26,6 @@ _ALPHA = 0.2  # weight of the newest observation
 _MAX_FACTOR = 10.0  # one absurd measurement (a suspended laptop) must not poison a target
 _FAILURES_TO_OPEN = 1
 _BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
-_USERS_KEPT = 1000
 _REPLIES_KEPT = 2000
 
 
@@ -84,46 +83,6 @@ class _Observations:
             self.changed.clear()
 
 
-class _UsualLengths:
-    """Mean answer length per user, in tokens. Users are known by a digest of their name."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._mean: OrderedDict[str, float] = OrderedDict()
-        self._changed: set[str] = set()
-
-    def of(self, user: str) -> float | None:
-        return self._mean.get(user)
-
-    def learn(self, user: str, output_tokens: int) -> None:
-        with self._lock:
-            known = self._mean.get(user)
-            mean = float(output_tokens) if known is None else known + _ALPHA * (output_tokens - known)
-            self._mean[user] = mean
-            self._mean.move_to_end(user)
-            self._changed.add(user)
-            while len(self._mean) > _USERS_KEPT:
-                gone, _ = self._mean.popitem(last=False)
-                self._changed.discard(gone)
-
-    def take_changes(self) -> dict[str, dict[str, Any]]:
-        with self._lock:
-            changed, self._changed = self._changed, set()
-            return {user: {"output_tokens": self._mean[user]} for user in changed}
-
-    def restore(self, name: str, value: Mapping[str, Any]) -> None:
-        mean = value.get("output_tokens")
-        if isinstance(mean, int | float) and math.isfinite(mean) and mean >= 0:
-            with self._lock:
-                if len(self._mean) < _USERS_KEPT:
-                    self._mean[name] = float(mean)
-
-    def forget(self) -> None:
-        with self._lock:
-            self._mean.clear()
-            self._changed.clear()
-
-
 @dataclass(frozen=True, slots=True)
 class _Reply:
     """What feedback on a reply is held against."""
@@ -152,7 +111,7 @@ class MonitorAgent:
         self._adapt = adapt
         self._lock = threading.Lock()
         self._observations = _Observations()
-        self._users = _UsualLengths()
+        self._users = UsualLengths()
         self._replies: OrderedDict[str, _Reply] = OrderedDict()
         self.quality = QualityEvidence()
         self.drift = DriftMonitor()
@@ -193,7 +152,7 @@ class MonitorAgent:
 
     def quality_adjustment(self, target: Target, complexity: float) -> tuple[float, float]:
         """What evidence adds to a predicted quality, and how much there is; see `QualityEvidence`."""
-        return self.quality.quality_adjustment(target, complexity) if self._adapt else (0.0, 0.0)
+        return self.quality.adjustment(target.id, complexity) if self._adapt else (0.0, 0.0)
 
     def annotated(self, decision: Decision) -> Decision:
         """The decision, with a note at each candidate whose predictions an alarm has changed."""
@@ -224,7 +183,7 @@ class MonitorAgent:
 
     def usual_output_tokens(self, user: str | None) -> float | None:
         """Mean answer length of a user, in tokens; None where unknown."""
-        return None if user is None else self._users.of(_known_as(user))
+        return None if user is None else self._users.of(known_as(user))
 
     def failed(self, target_id: str, error: str) -> None:
         """A target did not answer, or stopped in the middle of an answer."""
@@ -257,9 +216,9 @@ class MonitorAgent:
             answer: what was answered; it is looked at for signs of a bad answer, and not kept.
         """
         outcome, decision = provenance.outcome, provenance.decision
-        known_as = _known_as(user) if user is not None else None
-        if known_as is not None and outcome.error is None:
-            self._users.learn(known_as, outcome.output_tokens)
+        digest = known_as(user) if user is not None else None
+        if digest is not None and outcome.error is None:
+            self._users.learn(digest, outcome.output_tokens)
         predicted = _predicted_quality(decision, outcome.target_id)
         with self._lock:
             self._replies[provenance.request_id] = _Reply(
@@ -267,7 +226,7 @@ class MonitorAgent:
             )
             while len(self._replies) > _REPLIES_KEPT:
                 self._replies.popitem(last=False)
-        self._learning.finished(provenance, known_as, answer)
+        self._learning.finished(provenance, digest, answer)
 
     def judged(self, judgement: Judgement) -> None:
         """Take in what was found out about an answer after its delivery. Returns at once."""
@@ -297,10 +256,6 @@ class MonitorAgent:
         self._learning.judged(
             Judgement(request_id, "feedback", reply.target_id, reply.complexity, predicted, float(score))
         )
-
-
-def _known_as(user: str) -> str:
-    return blake2b(user.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def _predicted_quality(decision: Decision, target_id: str) -> float | None:

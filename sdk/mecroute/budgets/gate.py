@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from mecroute.budgets.worst_case import worst_case_tokens
 from mecroute.config.schema import BudgetConfig
 from mecroute.decision import Candidate, Decision, Rejection
 from mecroute.errors import BudgetExceededError
+from mecroute.evidence.lengths import known_as
 from mecroute.request import Payer, Request
 from mecroute.target import TargetState
 from mecroute.tiers.base import Call
@@ -163,7 +163,7 @@ class BudgetGate:
         """The budgets that a payer's calls count in. Who is not named shares one with all who are not."""
         subjects = {
             "all": "",
-            "user": subject_of_user(payer.user),
+            "user": known_as(payer.user) if payer.user else "",
             "app": payer.app or "",
             "key": payer.key or "",
         }
@@ -172,11 +172,6 @@ class BudgetGate:
     def _release(self, made: Future[Reservation]) -> None:
         if not made.cancelled() and made.exception() is None:
             self._ledger.settle(made.result(), 0.0)
-
-
-def subject_of_user(user: str | None) -> str:
-    """A user's name in the ledger: a digest, as everywhere on disk."""
-    return blake2b(user.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest() if user else ""
 
 
 def ledger_path(state_path: Path) -> Path:

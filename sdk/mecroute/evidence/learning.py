@@ -12,7 +12,7 @@ from mecroute.evidence.drift import DriftMonitor
 from mecroute.evidence.posterior import CLEAN_WEIGHT, SIGN_WEIGHTS, QualityEvidence
 from mecroute.evidence.regret import regret
 from mecroute.evidence.signals import Answer, Signals, signals
-from mecroute.outcome import Provenance, Segment
+from mecroute.outcome import ABANDONED, Provenance, Segment
 from mecroute.state.encoding import encode
 from mecroute.state.store import Batch, DecisionRow, EvidenceRow, LearnedRow, StateStore
 from mecroute.state.worker import Worker
@@ -158,7 +158,8 @@ class Learning:
                     self._weigh(item, seen, given, batch)
         bad = seen is not None and bool(seen.bad)
         fell_short = None
-        if provenance.cache is None:
+        # What was remembered was not decided, and a stream that the caller closed was not got.
+        if provenance.cache is None and outcome.error != ABANDONED:
             fell_short = regret(decision, outcome, 0.0 if bad else None)
         batch.decisions.append(
             DecisionRow(

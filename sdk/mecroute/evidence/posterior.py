@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mecroute.target import Target
-
 BUCKETS = 5
 _PRIOR = 10.0
 _HALF_LIFE_S = 14 * 86_400.0
@@ -99,13 +97,13 @@ class QualityEvidence:
             )
             self._changed.add(target_id)
 
-    def quality_adjustment(self, target: Target, complexity: float) -> tuple[float, float]:
+    def adjustment(self, target_id: str, complexity: float) -> tuple[float, float]:
         """What to add to the predicted quality of a target, -0.3..0.3, and how much evidence that stands on.
 
         The second number is in judged answers of about this difficulty; 0 where nothing is known, and the
         first is then what the target's other answers say.
         """
-        buckets = self._known.get(target.id)
+        buckets = self._known.get(target_id)
         if buckets is None:  # the usual case on the request path: no lock, nothing to compute
             return 0.0, 0.0
         with self._lock:

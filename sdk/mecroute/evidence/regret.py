@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mecroute.decision import Candidate, Decision
+from mecroute.evidence.posterior import SIGN_WEIGHTS
 from mecroute.outcome import Outcome
 
 
@@ -54,6 +57,33 @@ def regret(decision: Decision, outcome: Outcome, quality: float | None = None) -
         if candidate.target.id != outcome.target_id and candidate.scores.total > best:
             best, where = candidate.scores.total, candidate.target.id
     return Regret(got, best, where, best - got)
+
+
+def regret_after(detail: Mapping[str, Any], judgements: Sequence[Mapping[str, Any]]) -> float | None:
+    """The recorded regret of a request, once its answer was judged; None where none was recorded.
+
+    Args:
+        detail: what was kept of the request.
+        judgements: what was said of its answer since, each with `target`, `source`, `score` and `weight`.
+    """
+    kept = detail.get("regret")
+    if not isinstance(kept, Mapping) or detail["outcome"]["error"] is not None:
+        return float(kept["value"]) if isinstance(kept, Mapping) else None
+    target, decision = detail["outcome"]["target_id"], detail["decision"]
+    said = [j for j in judgements if j["target"] == target and j["source"] != "signals"]
+    weight = sum(float(j["weight"]) for j in said)
+    given = next((c for c in decision["candidates"] if c["target"]["id"] == target), None)
+    if weight <= 0 or given is None:
+        return float(kept["value"])
+    signs = detail.get("signals") or {}
+    bad = any(signs.get(name) for name in SIGN_WEIGHTS)
+    judged = sum(float(j["score"]) * float(j["weight"]) for j in said) / weight
+    moved = float(decision["weights"].get("quality", 0)) * (
+        judged - (0.0 if bad else float(given["quality"]))
+    )
+    others = [c["scores"]["total"] for c in decision["candidates"] if c["target"]["id"] != target]
+    got = float(kept["got"]) + moved
+    return max([got, *(float(other) for other in others)]) - got
 
 
 def _latency_utility(candidate: Candidate, latency_ms: float) -> float:

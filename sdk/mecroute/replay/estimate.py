@@ -82,8 +82,11 @@ def estimate(samples: Sequence[Sample], *, seed: int = 0) -> MetricEstimates:
             for values, value in zip(drawn, resampled, strict=True):
                 if value is not None:
                     values.append(value)
-    found = [_interval(value, values) for value, values in zip(point, drawn, strict=True)]
-    return MetricEstimates(*found, observations=sum(s.observed is not None for s in samples))
+    logged, direct, ips, snips, doubly_robust = (
+        _interval(value, values) for value, values in zip(point, drawn, strict=True)
+    )
+    observations = sum(s.observed is not None for s in samples)
+    return MetricEstimates(logged, direct, ips, snips, doubly_robust, observations)
 
 
 def effective_samples(weights: Sequence[float]) -> float:

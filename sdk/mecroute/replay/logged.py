@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-#: How requests end that say nothing of the target: the caller went away.
-ABANDONED = "the caller stopped reading"
+from mecroute.outcome import ABANDONED
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,14 @@ def _candidate(entry: Mapping[str, Any]) -> LoggedCandidate:
 
 
 def _judged(judgements: Iterable[Mapping[str, Any]], target: str) -> float | None:
-    """The weighted mean of what was said of the chosen target's answer."""
-    said = [(float(j["score"]), float(j["weight"])) for j in judgements if j["target"] == target]
+    """The weighted mean of what was said of the chosen target's answer.
+
+    Signals of the text itself are left out: only bad ones are recorded, so that their mean would be 0.
+    """
+    said = [
+        (float(j["score"]), float(j["weight"]))
+        for j in judgements
+        if j["target"] == target and j["source"] != "signals"
+    ]
     weight = sum(w for _, w in said)
     return sum(score * w for score, w in said) / weight if weight > 0 else None

@@ -145,7 +145,7 @@ def _warnings(
         found.append("no answer was judged: the quality is what was predicted, and nothing else")
     elif judged < count:
         found.append(
-            f"{judged} of {count} answers were judged; the weighted estimates of quality speak of those only, "
-            "and bad answers are judged more often than good ones"
+            f"{judged} of {count} answers were judged by people or a second target; the weighted estimates "
+            "of quality speak of those only, and people judge bad answers more often than good ones"
         )
     return found

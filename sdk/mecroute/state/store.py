@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mecroute.config.schema import StateConfig
 from mecroute.errors import StateError
 from mecroute.state.encoding import unpack
 from mecroute.state.schema import INSERT_DECISION, INSERT_EVIDENCE, INSERT_LEARNED, open_database
@@ -26,6 +27,11 @@ _PRUNE_EVERY = 500
 _WAITING = 40  # batches that a locked database may fall behind
 _SHARE_PRUNED = 10  # one tenth goes when the file has grown too large
 _GENERATION = ("meta", "generation")
+
+
+def database_path(config: StateConfig) -> Path:
+    """The database that a configuration names."""
+    return config.path.expanduser() if config.path is not None else state_dir() / "state.sqlite3"
 
 
 class DecisionRow(NamedTuple):
