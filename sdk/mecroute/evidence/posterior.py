@@ -6,8 +6,8 @@ prediction by
 
     delta = (s - q) / (n + prior)
 
-which is what is added to the next prediction. A bucket of difficulty has the target's overall delta for its
-prior, so that a few answers in one bucket say something about the others as well.
+which is what is added to the next prediction. The prior of a bucket of difficulty is moved by half of what
+the target's other buckets say, so that answers to requests of one difficulty tell something of the others.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 BUCKETS = 5
 _PRIOR = 10.0
+_BORROWED = 0.5
 _HALF_LIFE_S = 14 * 86_400.0
 _MOST = 0.3  # no amount of evidence moves a prediction further: it may be biased as a whole
 _TARGETS = 2000
@@ -107,12 +108,11 @@ class QualityEvidence:
         if buckets is None:  # the usual case on the request path: no lock, nothing to compute
             return 0.0, 0.0
         with self._lock:
-            successes = sum(b.successes for b in buckets)
-            predicted = sum(b.predicted for b in buckets)
-            weight = sum(b.weight for b in buckets)
-            overall = (successes - predicted) / (weight + _PRIOR)
             here = buckets[bucket_of(complexity)]
-            delta = (here.successes - here.predicted + _PRIOR * overall) / (here.weight + _PRIOR)
+            others = [b for b in buckets if b is not here]
+            surplus = sum(b.successes - b.predicted for b in others)
+            borrowed = _BORROWED * surplus / (sum(b.weight for b in others) + _PRIOR)
+            delta = (here.successes - here.predicted + _PRIOR * borrowed) / (here.weight + _PRIOR)
             return min(_MOST, max(-_MOST, delta)), here.weight
 
     def __iter__(self) -> Iterator[tuple[str, list[Posterior]]]:
