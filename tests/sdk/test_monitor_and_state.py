@@ -344,6 +344,8 @@ def test_a_drift_widens_the_spread_lowers_the_availability_and_is_named(store: S
     monitor = MonitorAgent(store)
     monitor.answered(decision(), segment(100, 1090))
     before = monitor.correction(TARGET).sigma
+    for _ in range(20):
+        monitor.drift.answered(TARGET.id, 1000, 1000)
     for _ in range(6):
         monitor.drift.answered(TARGET.id, 5000, 1000)
         monitor.drift.failed(TARGET.id)

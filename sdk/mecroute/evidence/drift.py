@@ -23,6 +23,9 @@ _ALLOWANCE = 0.5
 _THRESHOLD = 8.0
 _CLIP = 4.0  # one absurd answer must not raise an alarm by itself
 _USUAL_SIGMA = 0.35
+#: Calls after which a target's predictions have been corrected by its answers; before that they are merely
+#: wrong, and nothing has changed.
+_WARM_AFTER = 10
 _SIGMA_ALPHA = 0.05
 _SIGMA_RANGE = (0.1, 1.5)
 _ERROR_THRESHOLD = 5.0
@@ -189,6 +192,8 @@ class DriftMonitor:
         if len(health.recent) >= _OUTLIERS_NEED and abs(_modified_z(residual, health.recent)) > _OUTLIER_Z:
             health.outliers += 1
         health.recent.append(residual)
+        if health.samples <= _WARM_AFTER:
+            return
         z = min(_CLIP, max(-_CLIP, residual / health.sigma))
         health.slower = max(0.0, health.slower + z - _ALLOWANCE)
         health.faster = max(0.0, health.faster - z - _ALLOWANCE)

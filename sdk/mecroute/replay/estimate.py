@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-_BLOCKS = 500
+_BLOCKS = 200
 _RESAMPLES = 1000
 _LEVEL = 0.95
 
