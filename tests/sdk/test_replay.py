@@ -213,8 +213,8 @@ def test_what_the_router_recorded_can_be_replayed_and_its_own_weights_choose_ali
     assert next(iter(other.chosen)) == "cloud/c1/big"
     assert other.chosen["cloud/c1/big"] > 0.8 > other.agreement
     assert json.loads(json.dumps(other.to_dict()))["metrics"]["quality"]["direct"]["value"] > 0.9
-    (only,) = replay(history, weighting_of(RouterConfig(), weights="cost=1"), Filter(target="cloud")).logged
-    assert only == "cloud/c1/big"
+    (only,) = replay(history, weighting_of(RouterConfig(), weights="cost=1"), Filter(target="device")).logged
+    assert only == "device/small:1"
 
 
 def test_an_empty_or_missing_history_says_that_there_is_nothing(tmp_path: Path) -> None:

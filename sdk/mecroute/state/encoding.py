@@ -1,6 +1,7 @@
 """A finished request as a few hundred bytes: what the database keeps of it, and back.
 
-`dataclasses.asdict` copies deeply, which took ten times as long; this runs in the process that routes.
+This runs in the process that routes and holds the interpreter while it does, so the encoder in C walks the
+objects by itself and asks for the fields of a dataclass only; `dataclasses.asdict` copies everything first.
 """
 
 from __future__ import annotations
@@ -8,15 +9,19 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from operator import attrgetter
 from typing import Any
 
+from mecroute.decision import Decision
 from mecroute.outcome import Provenance
+from mecroute.requirements import Requirements
+from mecroute.target import Target
 
 #: Of a decision over very many targets, the best ones and the first refusals are kept, with the count of all.
 _MOST_TARGETS = 32
-_FIELDS: dict[type, tuple[str, ...]] = {}
+_READERS: dict[type, tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]] = {}
 
 
 def encode(provenance: Provenance, **more: Any) -> bytes:
@@ -25,34 +30,18 @@ def encode(provenance: Provenance, **more: Any) -> bytes:
     Args:
         more: JSON types or dataclasses, kept under their names beside the provenance's own.
     """
-    decision = provenance.decision
-    data = {name: plain(value) for name, value in more.items()}
-    data |= {
-        "request_id": provenance.request_id,
-        "tier": provenance.tier,
-        "node": provenance.node,
-        "model": provenance.model,
-        "cache": provenance.cache,
-        "outcome": plain(provenance.outcome),
-        "segments": plain(provenance.segments),
-        "decision": {
-            **{name: plain(getattr(decision, name)) for name in _names(type(decision)) if name not in _LISTS},
-            "requirements": plain(decision.requirements.to_dict()),
-            "candidates": [_of_target(c) for c in decision.candidates[:_MOST_TARGETS]],
-            "rejected": [_of_target(r) for r in decision.rejected[:_MOST_TARGETS]],
-            "candidate_count": len(decision.candidates),
-            "rejected_count": len(decision.rejected),
-        },
-    }
-    return pack(data)
-
-
-_LISTS = frozenset({"candidates", "rejected", "requirements"})
+    data = _fields(provenance)
+    data.update(more)
+    try:
+        text = _JSON.encode(data)
+    except ValueError:  # a number that is none: rare, and then worth a slower walk
+        text = _JSON.encode(_finite(data))
+    return _compressed(text)
 
 
 def pack(data: Mapping[str, Any]) -> bytes:
-    """JSON types as compressed bytes."""
-    return zlib.compress(json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode(), 1)
+    """JSON types as compressed bytes. Non-finite numbers become None."""
+    return _compressed(_JSON.encode(_finite(data)))
 
 
 def unpack(blob: bytes) -> dict[str, Any]:
@@ -70,31 +59,47 @@ def unpack(blob: bytes) -> dict[str, Any]:
     return data
 
 
-def plain(value: Any) -> Any:
-    """Dataclasses, sets, mappings and sequences as JSON types; floats to six digits, non-finite ones None."""
+def _compressed(text: str) -> bytes:
+    # Half of a surrogate pair, as an error message may hold, becomes the escape that JSON has for it.
+    return zlib.compress(text.encode("utf-8", "backslashreplace"), 1)
+
+
+def _fields(item: Any) -> dict[str, Any]:
+    """The fields of a dataclass, not followed any deeper; what else the encoder does not know, as text."""
+    kind = type(item)
+    found = _READERS.get(kind)
+    if found is None:
+        if isinstance(item, frozenset | set):
+            return sorted(item)  # type: ignore[return-value]  # a list is as good to the encoder
+        if isinstance(item, Mapping):
+            return dict(item)
+        if not is_dataclass(item):
+            return str(item)  # type: ignore[return-value]
+        names = tuple(field.name for field in fields(item))
+        found = _READERS[kind] = names, attrgetter(*names)
+    data = dict(zip(found[0], found[1](item), strict=True))
+    if kind is Target:
+        data["id"] = item.id
+    elif kind is Requirements:
+        data = {name: value for name, value in data.items() if value is not None}
+    elif kind is Decision:
+        for name, count in (("candidates", "candidate_count"), ("rejected", "rejected_count")):
+            data[count] = len(data[name])
+            data[name] = data[name][:_MOST_TARGETS]
+    return data
+
+
+def _finite(value: Any) -> Any:
+    """JSON types all the way down, with None for numbers that are none."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
+        return value if math.isfinite(value) else None
     if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
+        return [_finite(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, frozenset | set):
-        return sorted(plain(item) for item in value)
-    if is_dataclass(value):
-        return {name: plain(getattr(value, name)) for name in _names(type(value))}
-    return str(value)
+        return {str(name): _finite(item) for name, item in value.items()}
+    return _finite(_fields(value))
 
 
-def _of_target(item: Any) -> dict[str, Any]:
-    entry: dict[str, Any] = plain(item)
-    entry["target"]["id"] = item.target.id
-    return entry
-
-
-def _names(kind: type) -> tuple[str, ...]:
-    known = _FIELDS.get(kind)
-    if known is None:
-        known = _FIELDS[kind] = tuple(field.name for field in fields(kind))
-    return known
+_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_fields)
