@@ -195,6 +195,7 @@ def test_threads_that_reserve_at_once_never_go_over(tmp_path: Path) -> None:
 
 def test_what_a_locked_file_could_not_settle_is_settled_later(ledger: Ledger, monkeypatch, caplog) -> None:
     monkeypatch.setattr("mecroute.budgets.ledger._BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("mecroute.budgets.ledger._REST_S", 0)
     made = ledger.reserve([TEAM], 0.5)
     with closing(sqlite3.connect(ledger.path, isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
@@ -353,6 +354,25 @@ def test_a_cancelled_caller_leaves_nothing_reserved(tmp_path: Path, cloud: Upstr
 
     asyncio.run(run())
     assert spent(tmp_path)[1] == 0
+
+
+def test_of_many_that_meet_a_locked_file_only_the_first_waits(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("mecroute.budgets.ledger._BUSY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("mecroute.budgets.ledger._REST_S", 60)
+    waited: list[str] = []
+    real = sqlite3.connect
+    monkeypatch.setattr(
+        "mecroute.budgets.ledger.sqlite3.connect", lambda *a, **k: waited.append("once") or real(*a, **k)
+    )
+    path = tmp_path / "budgets.sqlite3"
+    with closing(real(path, isolation_level=None)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        ledger = Ledger(path)
+        for _ in range(20):
+            with pytest.raises(BudgetExceededError, match="cannot be used"):
+                ledger.reserve([TEAM], 0.1)
+        ledger.close()
+    assert waited == ["once"]
 
 
 CALLERS = """

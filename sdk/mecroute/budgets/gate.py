@@ -78,6 +78,9 @@ class BudgetGate:
         """Take out the candidates that could break a budget of the request's payer.
 
         Also notes the prices of the targets, by which calls are reserved for and settled.
+
+        Raises:
+            DeadlineExceededError: the request's deadline has passed already.
         """
         if self._watches_prices:
             self._note_prices(targets)
@@ -87,9 +90,13 @@ class BudgetGate:
         if not any(worst.values()):
             return decision
         try:
-            balances = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._ledger.balances, self._of(request.payer)
-            )
+            async with asyncio.timeout(request.remaining_s()):
+                balances = await asyncio.get_running_loop().run_in_executor(
+                    self._thread, self._ledger.balances, self._of(request.payer)
+                )
+        except TimeoutError:
+            late = "the budgets could not be read before the deadline"
+            return _without(decision, {target: late for target, usd in worst.items() if usd})
         except BudgetExceededError as error:
             return _without(decision, {target: error.message for target, usd in worst.items() if usd})
         refused: dict[str, str] = {}

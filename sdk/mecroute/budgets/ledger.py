@@ -26,6 +26,9 @@ _BUSY_TIMEOUT_S = 5.0
 #: A reservation that is neither settled nor renewed for so long belongs to a process that is gone.
 RESERVED_FOR_S = 900.0
 _KEEP_S = 400 * 86_400
+#: After the file could not be used, calls are refused for so long without trying it again: of many that wait
+#: for a locked file, only the first waits long.
+_REST_S = 1.0
 VERSION = 1
 _TABLES = """
 CREATE TABLE spent (
@@ -95,6 +98,8 @@ class Ledger:
         self._connection: sqlite3.Connection | None = None
         self._unsettled: list[tuple[Reservation, float]] = []
         self._said = False
+        self._rests_until = float("-inf")
+        self._problem: Exception | None = None
 
     def reserve(self, budgets: Sequence[Budget], usd: float) -> Reservation:
         """Set an amount aside in every one of these budgets, or in none.
@@ -122,7 +127,7 @@ class Ledger:
                     )
         except (OSError, sqlite3.Error, StateError) as error:
             raise self._unusable(error, budgets) from error
-        self._said = False
+        self._said, self._problem = False, None
         return made
 
     def settle(self, reservation: Reservation, usd: float) -> None:
@@ -221,6 +226,8 @@ class Ledger:
             raise
 
     def _open(self) -> sqlite3.Connection:
+        if self._problem is not None and time.monotonic() < self._rests_until:
+            raise self._problem
         if self._connection is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(
@@ -254,6 +261,8 @@ class Ledger:
             raise
 
     def _unusable(self, error: Exception, budgets: Sequence[Budget]) -> BudgetExceededError:
+        if error is not self._problem or time.monotonic() >= self._rests_until:
+            self._problem, self._rests_until = error, time.monotonic() + _REST_S
         if not self._said:
             self._said = True
             _LOG.warning(

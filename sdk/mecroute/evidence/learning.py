@@ -91,9 +91,9 @@ class Learning:
         self._kinds = kinds
         self._clock = clock
         self._saved_at = clock()
-        self._generation = store.generation()
+        self._generation, rows = store.restored()
         self._worker: Worker[_Finished | Judgement] = Worker(self._digest, name="mecroute-monitor")
-        for row in store.learned():
+        for row in rows:
             if row.kind in kinds:
                 kinds[row.kind].restore(row.name, row.value)
 

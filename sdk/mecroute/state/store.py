@@ -157,21 +157,30 @@ class StateStore:
 
     def learned(self) -> list[LearnedRow]:
         """Everything that was learned; nothing before the first run."""
-        rows = self._read("SELECT kind, name, at, value FROM learned ORDER BY kind, name", ())
-        found = []
-        for kind, name, at, text in rows:
+        return self.restored()[1]
+
+    def restored(self) -> tuple[int, list[LearnedRow]]:
+        """The generation and everything that was learned, in one look at the file."""
+        generation, found = 0, []
+        for kind, name, at, text in self._read(
+            "SELECT kind, name, at, value FROM learned ORDER BY kind, name", ()
+        ):
             try:
                 value = json.loads(text)
             except ValueError:
                 continue  # one damaged entry is learned anew
-            if isinstance(value, dict) and (kind, name) != _GENERATION:
+            if not isinstance(value, dict):
+                continue
+            if (kind, name) == _GENERATION:
+                generation = int(value.get("count", 0))
+            else:
                 found.append(LearnedRow(kind, name, at, value))
-        return found
+        return generation, found
 
     def generation(self) -> int:
         """How often what was learned has been thrown away; running clients then forget it as well."""
         rows = self._read("SELECT value FROM learned WHERE kind = ? AND name = ?", _GENERATION)
-        return int(json.loads(rows[0][0])["count"]) if rows else 0
+        return int(json.loads(rows[0][0]).get("count", 0)) if rows else 0
 
     def forget(self, kinds: Iterable[str], target: str | None = None) -> int:
         """Throw away what was learned of these kinds, of one target or of all.
