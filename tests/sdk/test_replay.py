@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from mecroute.outcome import Outcome, Provenance
 from mecroute.predict.latency import Correction
 from mecroute.replay.estimate import Sample, effective_samples, estimate
 from mecroute.replay.logged import LoggedCandidate, LoggedDecision
-from mecroute.replay.replay import replay, report
+from mecroute.replay.replay import replay as run
+from mecroute.replay.replay import report
 from mecroute.replay.weighting import Weighting, weighting_of
 from mecroute.request import ingest
 from mecroute.state.history import Filter, History
@@ -205,18 +207,34 @@ def recorded(path: Path, count: int) -> None:
 def test_what_the_router_recorded_can_be_replayed_and_its_own_weights_choose_alike(tmp_path: Path) -> None:
     recorded(tmp_path / "state.sqlite3", 300)
     history = History(tmp_path / "state.sqlite3")
-    own = replay(history, weighting_of(RouterConfig(), policy="balanced"), Filter())
+    own = run(history, weighting_of(RouterConfig(), policy="balanced"), Filter())
     assert (own.decisions, own.skipped) == (270, 30)
     assert own.agreement == 1
     assert own.metrics["latency_ms"].ips.value == pytest.approx(own.metrics["latency_ms"].logged.value)
-    other = replay(history, weighting_of(RouterConfig(), weights="quality=1"), Filter())
+    other = run(history, weighting_of(RouterConfig(), weights="quality=1"), Filter())
     assert next(iter(other.chosen)) == "cloud/c1/big"
     assert other.chosen["cloud/c1/big"] > 0.8 > other.agreement
     assert json.loads(json.dumps(other.to_dict()))["metrics"]["quality"]["direct"]["value"] > 0.9
-    (only,) = replay(history, weighting_of(RouterConfig(), weights="cost=1"), Filter(target="device")).logged
+    (only,) = run(history, weighting_of(RouterConfig(), weights="cost=1"), Filter(target="device")).logged
     assert only == "device/small:1"
 
 
 def test_an_empty_or_missing_history_says_that_there_is_nothing(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="nothing to replay"):
-        replay(History(tmp_path / "none.sqlite3"), GOOD, Filter())
+        run(History(tmp_path / "none.sqlite3"), GOOD, Filter())
+
+
+def test_decisions_over_more_targets_than_are_kept_are_named(tmp_path: Path) -> None:
+    many = [replace(TARGETS[1], target=Target("mec", "large:1", node=f"n{number}")) for number in range(100)]
+    request = ingest("chat", model="auto", body={"messages": [{"role": "user", "content": "x"}]})
+    context = Context(RequestFeatures(0.5, (), 50, 50), DeviceState("t"), NetworkState())
+    decision = RouterAgent(RouterConfig()).decide(
+        request, context, many, battery_floor=0.1, correction=lambda _: Correction()
+    )
+    assert decision.primary is not None
+    outcome = Outcome(decision.primary.target.id, 50.0, 500.0, 10, 20, 20.0, 0.0)
+    monitor = MonitorAgent(StateStore(tmp_path / "state.sqlite3"))
+    monitor.record(Provenance(request.id, decision, outcome, (), "mec", "n1", "large:1"), user=None)
+    monitor.close()
+    found = run(History(tmp_path / "state.sqlite3"), FAST, Filter())
+    assert any("more candidates than are kept" in warning for warning in found.warnings)

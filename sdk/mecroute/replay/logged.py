@@ -35,6 +35,7 @@ class LoggedDecision:
         latency_ms, cost_usd: observed, including whatever failover added.
         answered: 1 where it was answered, else 0.
         quality: how good the answer was judged to be; None where nobody and nothing judged it.
+        is_cut: whether it had more candidates than were kept.
     """
 
     id: str
@@ -47,6 +48,7 @@ class LoggedDecision:
     cost_usd: float
     answered: float
     quality: float | None
+    is_cut: bool = False
 
     def candidate(self, id: str) -> LoggedCandidate:
         """One of the candidates."""
@@ -88,6 +90,7 @@ def logged_decision(
         cost_usd=cost_usd,
         answered=float(row["error"] is None),
         quality=_judged(judgements, str(row["target"])) if row["target"] == chosen else None,
+        is_cut=int(decision.get("candidate_count") or 0) > len(candidates),
     )
 
 

@@ -97,7 +97,7 @@ def report(decisions: Sequence[LoggedDecision], weighting: Weighting, *, skipped
         chosen=_shares([choice.id for choice in choices]),
         logged=_shares([d.chosen for d in decisions]),
         metrics=metrics,
-        warnings=tuple(_warnings(count, supported, worth, metrics)),
+        warnings=tuple(_warnings(decisions, supported, worth, metrics)),
     )
 
 
@@ -126,9 +126,17 @@ def _shares(ids: Sequence[str]) -> dict[str, float]:
 
 
 def _warnings(
-    count: int, supported: float, worth: float, metrics: Mapping[str, MetricEstimates]
+    decisions: Sequence[LoggedDecision],
+    supported: float,
+    worth: float,
+    metrics: Mapping[str, MetricEstimates],
 ) -> list[str]:
+    count = len(decisions)
     found = []
+    if cut := sum(decision.is_cut for decision in decisions):
+        found.append(
+            f"{cut} of {count} requests had more candidates than are kept; only the best were ranked anew"
+        )
     if supported < 1:
         found.append(
             f"support is missing for {1 - supported:.1%} of the requests: this policy chooses a target there "
