@@ -9,14 +9,17 @@ import typer
 
 from mecroute_cli.commands import (
     bench,
+    budgets,
     cache,
     chat,
     config,
+    decisions,
     demo,
     deploy,
     dev,
     doctor,
     keys,
+    learned,
     models,
     nodes,
     placement,
@@ -99,6 +102,9 @@ def build_app() -> typer.Typer:
     add(route.route, "route", ROUTE, route.EXAMPLES)
     add(simulate.simulate, "simulate", ROUTE, simulate.EXAMPLES)
     add_noun(cache.build(), "cache", ROUTE)
+    add_noun(decisions.build(), "decisions", ROUTE)
+    add_noun(learned.build(), "learned", ROUTE)
+    add(budgets.budgets, "budgets", ROUTE, budgets.EXAMPLES)
     add_noun(config.build(), "config", LOOK)
     add(doctor.doctor, "doctor", LOOK, doctor.EXAMPLES)
     return app

@@ -79,3 +79,13 @@ def day(moment: datetime | str | None) -> str:
     parsed = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
     aware = parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
     return aware.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def when(at: float | None) -> str:
+    """A moment in Unix seconds as local date and second; one that no calendar knows is a dash."""
+    if at is None:
+        return MISSING
+    try:
+        return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return MISSING

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from hashlib import blake2b
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -71,7 +72,9 @@ def create_router_app(config: Config) -> FastAPI:
         stream = body.pop("stream", None) or False
         if not isinstance(stream, bool):
             raise InvalidRequestError("stream is not true or false")
-        create = _client(request).chat.completions.create(stream=stream, **_arguments(body, "messages"))
+        create = _client(request).chat.completions.create(
+            stream=stream, **_arguments(request, body, "messages")
+        )
         try:
             answer = await unless_caller_leaves(request, create)
         except CallerLeftError:
@@ -85,7 +88,7 @@ def create_router_app(config: Config) -> FastAPI:
         body = await read_json_object(request, max_bytes)
         try:
             answer = await unless_caller_leaves(
-                request, _client(request).embeddings.create(**_arguments(body, "input"))
+                request, _client(request).embeddings.create(**_arguments(request, body, "input"))
             )
         except CallerLeftError:
             return Response(status_code=499)
@@ -94,7 +97,7 @@ def create_router_app(config: Config) -> FastAPI:
     @app.post("/v1/route")
     async def route(request: Request) -> Response:
         body = await read_json_object(request, max_bytes)
-        decision = await _client(request).route(**_arguments(body, "messages"))
+        decision = await _client(request).route(**_arguments(request, body, "messages"))
         return JSONResponse(decision.to_dict())
 
     return app
@@ -106,9 +109,12 @@ def _client(request: Request) -> AsyncClient:
     return client
 
 
-def _arguments(body: dict[str, Any], required: str) -> dict[str, Any]:
+def _arguments(request: Request, body: dict[str, Any], required: str) -> dict[str, Any]:
     if required not in body:
         raise InvalidRequestError(f"'{required}' is missing")
+    # Keys are not checked here; they tell apps apart, for budgets by key. The key itself is not kept.
+    if sent := request.headers.get("authorization"):
+        body["key"] = blake2b(sent.encode(), digest_size=8).hexdigest()
     return body
 
 

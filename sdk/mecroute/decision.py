@@ -101,7 +101,7 @@ class Candidate:
         claimed_ttft_ms, claimed_wait_ms: what the target's profile and reported load mean by themselves,
             before any correction; 0 where unknown.
         notes: where the numbers come from, and what had to be assumed.
-        quality_adjusted_by: how far evidence has moved the predicted quality.
+        quality_adjusted_by: what evidence added to the predicted quality, -1..1.
     """
 
     target: Target
@@ -177,6 +177,7 @@ class Decision:
             what off-policy estimates divide by.
         explored: whether the primary was put first to learn about it, and not for its score.
         notes: what else bore on the whole decision.
+        explorable: ids of the targets that exploring could have put first instead of the best one.
     """
 
     request_id: str
@@ -192,6 +193,7 @@ class Decision:
     propensity: float = 1.0
     explored: bool = False
     notes: tuple[str, ...] = ()
+    explorable: tuple[str, ...] = ()
 
     @property
     def primary(self) -> Candidate | None:

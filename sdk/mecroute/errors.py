@@ -20,8 +20,10 @@ MecrouteError
 │   ├── DigestMismatchError
 │   ├── ArtifactExistsError
 │   └── RemoteStoreError
+├── StateError                     the file of decisions or of budgets cannot be used
 └── RequestRefusedError            understood, and not going to be served
     ├── NoEligibleTargetError      the requirements exclude every target
+    ├── BudgetExceededError        a budget has no room for it; carries frees_at
     ├── DeadlineExceededError      the deadline passed, or cannot be met
     │   └── TargetTooSlowError     one target could not meet it; another may
     ├── SessionNotFoundError       no such conversation is in memory
@@ -55,6 +57,7 @@ __all__ = [
     "ArtifactError",
     "ArtifactExistsError",
     "AuthenticationError",
+    "BudgetExceededError",
     "ConfigError",
     "ContextLengthError",
     "DeadlineExceededError",
@@ -74,6 +77,7 @@ __all__ = [
     "RequestRefusedError",
     "SessionConflictError",
     "SessionNotFoundError",
+    "StateError",
     "TargetTooSlowError",
     "TierError",
     "TierResponseError",
@@ -175,6 +179,13 @@ class AllTargetsFailedError(TierError):
         self.attempts = tuple(attempts)
 
 
+class StateError(MecrouteError):
+    """The SQLite file of decisions or of budgets cannot be read or written."""
+
+    status = 500
+    code = "state_error"
+
+
 class RequestRefusedError(MecrouteError):
     """The request was understood and will not be served."""
 
@@ -190,6 +201,24 @@ class NoEligibleTargetError(RequestRefusedError):
     def __init__(self, message: str, *, decision: Decision, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.decision = decision
+
+
+class BudgetExceededError(RequestRefusedError):
+    """A budget has no room for the most that this call can cost.
+
+    `budget` is its name; `frees_at` is the Unix time at which its next period begins, None where the budgets
+    cannot be read.
+    """
+
+    status = 402
+    code = "budget_exceeded"
+
+    def __init__(
+        self, message: str, *, budget: str, frees_at: float | None, hint: str, tier: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, tier=tier)
+        self.budget = budget
+        self.frees_at = frees_at
 
 
 class DeadlineExceededError(RequestRefusedError):

@@ -21,6 +21,7 @@ from mecroute.errors import (
     AllTargetsFailedError,
     ArtifactError,
     AuthenticationError,
+    BudgetExceededError,
     ContextLengthError,
     DeadlineExceededError,
     MecrouteError,
@@ -47,6 +48,7 @@ FAILOVER = (
     AuthenticationError,
     MissingExtraError,
     TargetTooSlowError,
+    BudgetExceededError,
 )
 
 
@@ -107,6 +109,16 @@ class Execution:
         return self.decision.candidates[self._answering]
 
     @property
+    def delivered(self) -> str:
+        """The text that was streamed so far."""
+        return self._delivered
+
+    @property
+    def is_unjoinable(self) -> bool:
+        """Whether what was delivered holds tool calls, or is several answers at once."""
+        return self._is_unjoinable
+
+    @property
     def ttft_ms(self) -> float | None:
         """From the first call to the first text, over every attempt; None where no text was streamed."""
         for segment in self.segments:
@@ -119,6 +131,7 @@ class Execution:
 
         Raises:
             AllTargetsFailedError: none did.
+            BudgetExceededError: a budget had no room left for any of them.
             DeadlineExceededError: the deadline passed first.
             InvalidRequestError: a target says that the request is wrong.
         """
@@ -137,7 +150,7 @@ class Execution:
             segment.ttft_ms = _reported_ttft_ms(found.body)
             self._answered(segment)
             return found.body
-        raise AllTargetsFailedError(self._attempts)
+        raise self._all_failed()
 
     async def stream(self) -> AsyncGenerator[dict[str, Any]]:
         """The answer as chunks; when a target is lost the next one goes on from the delivered text.
@@ -172,7 +185,7 @@ class Execution:
             started.segment.latency_ms = (time.monotonic() - started.begun) * 1000
             self._answered(started.segment)
             return
-        raise AllTargetsFailedError(self._attempts)
+        raise self._all_failed()
 
     def _next(self) -> int | None:
         """The place of the best target that has not failed."""
@@ -339,17 +352,26 @@ class Execution:
     def _call(self, candidate: Candidate, body: Mapping[str, Any]) -> Call:
         left_s = self.request.remaining_s()
         deadline_ms = None if left_s is None else left_s * 1000
-        return Call(self.request.task, candidate.target, body, self.request.id, deadline_ms)
+        request = self.request
+        return Call(request.task, candidate.target, body, request.id, deadline_ms, request.payer)
 
     def _lost(self, index: int, segment: Segment, begun: float, error: MecrouteError) -> None:
         segment.latency_ms = (time.monotonic() - begun) * 1000
         segment.error = error.message
         self._failed.add(index)
         self._attempts.append((segment.target_id, error))
-        # A deadline too short for one request says nothing of the next: that target need not rest.
-        if not isinstance(error, DeadlineExceededError):
+        # A deadline too short for one request, or a budget without room, says nothing of the target: it need
+        # not rest.
+        if not isinstance(error, (DeadlineExceededError, BudgetExceededError)):
             retry_after_s = getattr(error, "retry_after_s", None)
             self._monitor.failed(segment.target_id, error.message, retry_after_s=retry_after_s)
+
+    def _all_failed(self) -> MecrouteError:
+        """What the caller is told when nobody answered."""
+        errors = [error for _, error in self._attempts]
+        if errors and all(isinstance(error, BudgetExceededError) for error in errors):
+            return errors[0]
+        return AllTargetsFailedError(self._attempts)
 
     def _deadline(self) -> _Deadline:
         return _Deadline(self.request)

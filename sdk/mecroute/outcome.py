@@ -10,6 +10,9 @@ from mecroute_registry.facts import Tier
 
 Seam = Literal["exact", "instructed"]
 
+#: The outcome's error where the caller closed a stream before its end, which says nothing of the target.
+ABANDONED = "the caller stopped reading"
+
 
 @dataclass(slots=True)
 class Segment:

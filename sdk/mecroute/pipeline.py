@@ -9,13 +9,17 @@ from contextlib import aclosing
 from typing import Any
 
 from mecroute.agents import CacheAgent, ContextAgent, MonitorAgent, ResourceAgent, RouterAgent
+from mecroute.budgets.gate import BudgetGate
 from mecroute.caching.answers import Remembered
 from mecroute.config.schema import Config
 from mecroute.decision import Decision
 from mecroute.device.bandwidth import bandwidth
 from mecroute.errors import MecrouteError, NoEligibleTargetError
+from mecroute.evidence.explore import Explorer
+from mecroute.evidence.shadow import Shadow
+from mecroute.evidence.signals import Answer, answer_of
 from mecroute.execution import Execution
-from mecroute.outcome import Outcome, Provenance
+from mecroute.outcome import ABANDONED, Outcome, Provenance
 from mecroute.request import Request
 from mecroute.routing.dispatch import Dispatch
 from mecroute.routing.sessions import session_name
@@ -36,6 +40,9 @@ class Pipeline:
         cache: CacheAgent,
         monitor: MonitorAgent,
         tiers: Mapping[TierName, Tier],
+        gate: BudgetGate,
+        explorer: Explorer,
+        shadow: Shadow,
     ) -> None:
         self._config = config
         self.context = context
@@ -43,10 +50,13 @@ class Pipeline:
         self.router = router
         self.cache = cache
         self.monitor = monitor
+        self.shadow = shadow
         self._tiers = tiers
         self._dispatch = Dispatch(hedge_budget=config.router.hedge_budget)
         #: Told of every request before it is decided.
         self.on_request: Callable[[], None] | None = None
+        self._gate = gate
+        self._explorer = explorer
 
     async def decide(self, request: Request) -> Decision:
         """Steps 2 to 4: assess the request, list the targets, decide. Runs nothing."""
@@ -57,14 +67,16 @@ class Pipeline:
         targets = self.resource.targets(context.device.bandwidth_bytes_per_s)
         if any(t.speed_source == "assumed" and t.target.tier == "device" for t in targets):
             targets = self.resource.targets(await asyncio.to_thread(bandwidth))
-        return self.router.decide(
+        decision = self.router.decide(
             request,
             context,
             targets,
             battery_floor=self._config.device.battery_floor,
             correction=self.monitor.correction,
+            adjustment=self.monitor.adjustment,
             dispatch=self._dispatch,
         )
+        return self.monitor.annotated(await self._gate.admit(request, decision, targets))
 
     async def complete(self, request: Request) -> tuple[dict[str, Any], Provenance]:
         """Steps 2 to 6 for a whole answer.
@@ -77,16 +89,18 @@ class Pipeline:
         remembered = self.cache.lookup(request) or await self.cache.lookup_similar(request)
         if remembered is not None:
             return self._deliver_remembered(request, remembered)
-        decision = await self.decide(request)
+        decision = await self._explorer.apply(await self.decide(request))
         execution = self._execution(request, decision)
         try:
             body = await execution.complete()
         except MecrouteError as error:
-            self._record(execution, {}, error)
+            self._record(execution, {}, error, None)
             raise
-        provenance = self._record(execution, body.get("usage") or {}, None)
+        answer = answer_of(body, request.body)
+        provenance = self._record(execution, body.get("usage") or {}, None, answer)
         body["id"] = request.id
         self.cache.remember(request, body, provenance)
+        self.shadow.consider(request, provenance, answer)
         return body, provenance
 
     async def stream(self, request: Request, sink: list[Provenance]) -> AsyncGenerator[dict[str, Any]]:
@@ -95,19 +109,22 @@ class Pipeline:
         Raises: as `complete`, when the first chunk is asked for or later.
         """
         request = self.router.admit(request)
-        decision = await self.decide(request)
+        decision = await self._explorer.apply(await self.decide(request))
         execution = self._execution(request, decision)
         created = int(time.time())
         usage: Mapping[str, Any] = {}
         wants_usage = bool((request.body.get("stream_options") or {}).get("include_usage"))
         error: MecrouteError | None = None
         finished = False
+        last: Mapping[str, Any] = {}
         try:
             async with aclosing(execution.stream()) as chunks:
                 async for chunk in chunks:
                     # One answer has one id and one date, whatever it was pieced together from.
                     chunk["id"], chunk["created"] = request.id, created
                     usage = chunk.get("usage") or usage
+                    if choices := chunk.get("choices"):
+                        last = choices[0]
                     if chunk.get("choices") or wants_usage:
                         yield chunk  # a chunk of usage alone goes only to who asked for it
             finished = True
@@ -116,8 +133,17 @@ class Pipeline:
             raise
         finally:
             if not finished and error is None:
-                error = MecrouteError("the caller stopped reading")
-            sink.append(self._record(execution, usage, error))
+                error = MecrouteError(ABANDONED)
+            answer = Answer(
+                execution.delivered,
+                last.get("finish_reason"),
+                response_format=request.body.get("response_format"),
+                has_calls=execution.is_unjoinable,
+            )
+            provenance = self._record(execution, usage, error, answer)
+            sink.append(provenance)
+            if finished:
+                self.shadow.consider(request, provenance, answer)
 
     async def feedback(self, request_id: str, score: float) -> None:
         """Keep a person's judgement (0..1) of an answer."""
@@ -129,7 +155,11 @@ class Pipeline:
         return Execution(request, decision, self._tiers, self.monitor, self._dispatch)
 
     def _record(
-        self, execution: Execution, usage: Mapping[str, Any], error: MecrouteError | None
+        self,
+        execution: Execution,
+        usage: Mapping[str, Any],
+        error: MecrouteError | None,
+        answer: Answer | None,
     ) -> Provenance:
         request, decision = execution.request, execution.decision
         target = execution.last.target
@@ -164,7 +194,7 @@ class Pipeline:
             model=target.model,
         )
         self.cache.asked_for(target.model)
-        self.monitor.record(provenance, user=request.user)
+        self.monitor.record(provenance, user=request.user, answer=answer)
         return provenance
 
     def _deliver_remembered(

@@ -67,6 +67,15 @@ if hasattr(os, "register_at_fork"):
 
 
 @dataclass(frozen=True, slots=True)
+class Payer:
+    """Whom a request's cost is counted for: its user, its app, and the key it came with, where named."""
+
+    user: str | None = None
+    app: str | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One validated request.
 
@@ -79,8 +88,15 @@ class Request:
     requirements: Requirements
     stream: bool = False
     user: str | None = None
+    app: str | None = None
+    key: str | None = None
     id: str = field(default_factory=lambda: f"req-{_IDS.getrandbits(96):024x}")
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def payer(self) -> Payer:
+        """Whom its cost is counted for."""
+        return Payer(self.user, self.app, self.key)
 
     def remaining_s(self) -> float | None:
         """Seconds left before the deadline, or None without one.
@@ -147,14 +163,18 @@ def ingest(
         value = body.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InvalidRequestError(f"{name} must be a whole number of at least 1, not {value!r}")
-    user = body.get("user")
+    user, app, key = body.get("user"), body.get("app"), body.get("key")
     return Request(
         task=task,
         model=ModelSelector.parse(model),
-        body={name: value for name, value in body.items() if value is not None},
+        body={
+            name: value for name, value in body.items() if value is not None and name not in ("app", "key")
+        },
         requirements=Requirements.parse(requirements),
         stream=stream,
         user=str(user) if user is not None else None,
+        app=str(app) if app is not None else None,
+        key=str(key) if key is not None else None,
     )
 
 

@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING
 
 from mecroute.agents import CacheAgent, ContextAgent, MonitorAgent, ResourceAgent, RouterAgent
 from mecroute.agents.resource import DeviceLoad
+from mecroute.budgets.gate import BudgetGate, ledger_path
+from mecroute.budgets.ledger import Ledger
+from mecroute.budgets.tier import BudgetedTier
 from mecroute.config.schema import Config, NodeConfig
 from mecroute.device.probe import DeviceProbe, Probes
+from mecroute.evidence.explore import Explorer
+from mecroute.evidence.shadow import Shadow
 from mecroute.network.health import CloudHealth
 from mecroute.network.links import Links
 from mecroute.pipeline import Pipeline
 from mecroute.placement.demand import Demand
 from mecroute.placement.keeper import DemandKeeper
-from mecroute.state.store import StateStore
+from mecroute.state.store import StateStore, database_path
 from mecroute.tiers.base import Tier
 from mecroute_registry.facts import Tier as TierName
 from mecroute_registry.store import Registry
@@ -33,8 +38,19 @@ class Runtime:
     def __init__(self, config: Config, *, device_probes: Sequence[DeviceProbe] = ()) -> None:
         self.registry = Registry(_expanded(config.registry.path))
         self._exits = AsyncExitStack()
-        self._store = StateStore(_expanded(config.state.path), enabled=config.state.enabled)
-        monitor = MonitorAgent(self._store)
+        self._store = StateStore(
+            database_path(config.state),
+            enabled=config.state.enabled,
+            max_decisions=config.state.max_decisions,
+            max_bytes=config.state.max_bytes,
+        )
+        monitor = MonitorAgent(self._store, adapt=config.monitor.adapt)
+        gate = BudgetGate(
+            config.budgets,
+            Ledger(ledger_path(self._store.path)),
+            watches_prices=config.monitor.shadow_rate > 0,
+        )
+        self._exits.push_async_callback(gate.aclose)
         demand = Demand()
         keeper: DemandKeeper | None = None
         if config.state.enabled and config.placement.learn:
@@ -47,6 +63,10 @@ class Runtime:
         self.links = Links()
         self._health = CloudHealth()
         self.fleet = self._add_remote(config, tiers)
+        if config.budgets:
+            tiers = {name: BudgetedTier(tier, gate) for name, tier in tiers.items()}
+        shadow = Shadow(config.monitor, tiers, gate, monitor.judged)
+        self._exits.push_async_callback(shadow.aclose)
         self.pipeline = Pipeline(
             config,
             context=ContextAgent(
@@ -68,6 +88,9 @@ class Runtime:
             cache=cache,
             monitor=monitor,
             tiers=tiers,
+            gate=gate,
+            explorer=Explorer(config.monitor, gate),
+            shadow=shadow,
         )
         if config.placement.preload:
             self._preload(config, demand, tiers)
@@ -75,7 +98,7 @@ class Runtime:
     async def aclose(self) -> None:
         """Unload models, close connections, write the state."""
         await self._exits.aclose()
-        self._store.close()
+        self.pipeline.monitor.close()
 
     def _add_device(self, config: Config, tiers: dict[TierName, Tier]) -> _Loads | None:
         if not config.device.enabled:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
 
 from mecroute import Config
-from mecroute.config import CloudConfig, DeviceConfig, RegistryConfig, StateConfig
+from mecroute.config import BudgetConfig, CloudConfig, DeviceConfig, RegistryConfig, StateConfig
 from mecroute_registry import ModelFacts, Registry
 from mecroute_server.router import create_router_app
 from support.tiny_gguf import write_tiny_gguf
@@ -112,3 +113,25 @@ def test_an_unknown_path_has_the_same_shape(url: str) -> None:
     answer = httpx.get(f"{url}/v1/nothing")
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "not_found"
+
+
+def test_apps_have_budgets_of_their_own_by_the_key_they_send(tmp_path: Path, cloud: Upstream) -> None:
+    config = Config(
+        registry=RegistryConfig(path=tmp_path / "registry"),
+        device=DeviceConfig(enabled=False),
+        state=StateConfig(path=tmp_path / "state.sqlite3"),
+        cloud=(CloudConfig(name="c1", base_url=f"{cloud.url}/v1", model="big", output_usd_per_mtok=1000),),
+        budgets=(BudgetConfig(name="each", limit_usd=0.021, scope="key"),),  # type: ignore[call-arg]
+    )
+    asked: dict[str, Any] = {"model": "auto", "messages": HELLO, "max_tokens": 20}
+    with running(create_router_app(config)) as url:
+        told = []
+        for key in ("app-1", "app-1", "app-2"):
+            answer = httpx.post(
+                f"{url}/v1/chat/completions",
+                json={**asked, "key": "of my own choice"},
+                headers={"authorization": f"Bearer {key}"},
+            )
+            told.append((answer.status_code, "budget 'each'" in answer.text))
+    assert told == [(200, False), (422, True), (200, False)]
+    assert b"app-1" not in (tmp_path / "budgets.sqlite3").read_bytes()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import random
 import sqlite3
+import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,12 +16,23 @@ import pytest
 from mecroute.agents.monitor import MonitorAgent
 from mecroute.context import RequestFeatures
 from mecroute.decision import Candidate, Decision, Scores
+from mecroute.evidence.signals import Answer
 from mecroute.outcome import Outcome, Provenance, Segment
 from mecroute.requirements import Requirements
-from mecroute.state.store import StateStore
+from mecroute.state.store import Batch, DecisionRow, StateStore
 from mecroute.target import Target
 
 TARGET = Target("mec", "m:1", node="n1")
+
+FIRST_VERSION = """
+CREATE TABLE requests (
+    id TEXT PRIMARY KEY, at REAL NOT NULL, target TEXT NOT NULL, tier TEXT NOT NULL, model TEXT NOT NULL,
+    complexity REAL NOT NULL, ttft_ms REAL, latency_ms REAL NOT NULL, prompt_tokens INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL, cost_usd REAL NOT NULL, error TEXT, provenance TEXT NOT NULL
+);
+CREATE INDEX requests_at ON requests (at);
+CREATE TABLE feedback (request_id TEXT NOT NULL, at REAL NOT NULL, score REAL NOT NULL);
+"""
 
 
 def decision(
@@ -127,22 +142,68 @@ def test_a_clock_that_jumps_back_keeps_nobody_out_for_long(store: StateStore) ->
 
 def test_requests_and_feedback_outlive_the_process(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "state.sqlite3"
-    first = StateStore(path)
-    MonitorAgent(first).record(provenance(), user="ann")
+    first = MonitorAgent(StateStore(path))
+    first.record(provenance(), user="ann")
     first.close()
-    second = StateStore(path)
-    MonitorAgent(second).feedback("req-1", 0.5)
-    assert second.feedback_of("req-1") == [0.5]
-    (kept,) = second.recent()
+    store = StateStore(path)
+    second = MonitorAgent(store)
+    second.feedback("req-1", 0.5)
+    second.flush()
+    assert store.feedback_of("req-1") == [0.5]
+    kept = store.detail("req-1")
+    assert kept is not None
     assert kept["outcome"]["target_id"] == TARGET.id
+    assert kept["decision"]["candidates"][0]["target"]["id"] == TARGET.id
     second.close()
 
 
+def test_what_was_learned_outlives_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite3"
+    first = MonitorAgent(StateStore(path))
+    for index in range(30):
+        first.answered(decision(), segment(300, 300 + 99 * 20))
+        first.record(provenance(f"req-{index}", output_tokens=250), user="ann")
+        first.feedback(f"req-{index}", 0.0)
+    first.close()
+    second = MonitorAgent(StateStore(path))
+    assert second.correction(TARGET) == first.correction(TARGET)
+    assert second.correction(TARGET).samples == 30
+    assert second.usual_output_tokens("ann") == pytest.approx(250)
+    delta, evidence = second.quality_adjustment(TARGET, 0.5)
+    assert delta < -0.2
+    assert evidence > 25
+    second.close()
+    with closing(sqlite3.connect(path)) as connection:
+        names = {row[0] for row in connection.execute("SELECT name FROM learned WHERE kind = 'user'")}
+    assert names
+    assert "ann" not in names  # a digest stands for the name
+
+
+def test_a_reset_reaches_a_running_client_and_is_not_undone_by_it(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite3"
+    monitor = MonitorAgent(StateStore(path))
+    monitor.answered(decision(), segment(300, 2000))
+    monitor.record(provenance(), user="ann")
+    monitor.flush()
+    assert StateStore(path).forget(["correction", "user", "quality", "drift"]) >= 0
+    monitor.close()
+    again = MonitorAgent(StateStore(path))
+    assert again.correction(TARGET).samples == 0
+    assert again.usual_output_tokens("ann") is None
+    again.close()
+
+
 def test_neither_prompts_nor_answers_are_stored(store: StateStore) -> None:
-    store.add(provenance())
-    store.flush()
-    columns = {row[1] for row in sqlite3.connect(store.path).execute("PRAGMA table_info(requests)")}
-    assert not columns & {"prompt", "messages", "content", "text", "answer"}
+    monitor = MonitorAgent(store)
+    told = "I am sorry, but I cannot tell you the colour of the kite."
+    monitor.record(provenance(), user="ann", answer=Answer(told))
+    monitor.close()
+    detail = store.detail("req-1")
+    assert detail is not None
+    assert detail["signals"]["refused"] is True  # it was read
+    everything = json.dumps(detail) + store.path.read_bytes().decode("latin-1")
+    assert "kite" not in everything
+    assert "ann" not in json.dumps(detail)
 
 
 def test_a_users_usual_answer_length_is_learned(store: StateStore) -> None:
@@ -154,14 +215,146 @@ def test_a_users_usual_answer_length_is_learned(store: StateStore) -> None:
 
 
 def test_the_database_stays_bounded(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("mecroute.state.store._MAX_ROWS", 20)
     monkeypatch.setattr("mecroute.state.store._PRUNE_EVERY", 10)
-    store = StateStore(tmp_path / "state.sqlite3")
+    store = StateStore(tmp_path / "state.sqlite3", max_decisions=20)
+    monitor = MonitorAgent(store)
     for index in range(101):
-        store.add(provenance(f"req-{index:03}"))
-    assert len(store.recent(1000)) <= 30
-    assert store.recent(1)[0]["request_id"] == "req-100"
+        monitor.record(provenance(f"req-{index:03}"), user=None)
+        monitor.feedback(f"req-{index:03}", 1.0)
+        if index % 10 == 0:
+            monitor.flush()
+    monitor.close()
+    with closing(sqlite3.connect(store.path)) as connection:
+        kept = [row[0] for row in connection.execute("SELECT id FROM decisions ORDER BY seq")]
+        (judged,) = connection.execute("SELECT count(*) FROM evidence").fetchone()
+    assert 20 <= len(kept) <= 30
+    assert kept[-1] == "req-100"
+    assert judged == len(kept)
+
+
+def test_the_database_stays_bounded_in_bytes(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("mecroute.state.store._PRUNE_EVERY", 50)
+    store = StateStore(tmp_path / "state.sqlite3", max_bytes=300_000)
+    for index in range(4000):
+        row = DecisionRow(
+            *(f"req-{index}", float(index), "t", "mec", "m", "balanced", 0.5, 1, 1, None, 1.0, 0.0),
+            *(None, None, 1.0, 0, None, random.Random(index).randbytes(500)),
+        )
+        store.write(Batch(decisions=[row]))
     store.close()
+    assert store.path.stat().st_size < 450_000
+    assert store.has("req-3999")
+    assert not store.has("req-0")
+
+
+def test_a_clock_that_jumped_ahead_keeps_no_rows_forever(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("mecroute.state.store._PRUNE_EVERY", 1)
+    store = StateStore(tmp_path / "state.sqlite3", max_decisions=5)
+    for index in range(20):
+        at = 4e9 if index < 10 else 1e9
+        row = DecisionRow(
+            *(f"req-{index}", at, "t", "mec", "m", "balanced", 0.5, 1, 1, None, 1.0, 0.0),
+            *(None, None, 1.0, 0, None, b""),
+        )
+        store.write(Batch(decisions=[row]))
+    assert store.has("req-19")
+    assert not store.has("req-9")
+    store.close()
+
+
+def test_the_first_versions_tables_are_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite3"
+    with closing(sqlite3.connect(path)) as old:
+        old.executescript(FIRST_VERSION)
+        for index in range(700):
+            told = provenance(f"req-{index}").to_dict()
+            old.execute(
+                "INSERT INTO requests VALUES (?, ?, ?, 'mec', 'm:1', 0.5, 50, 500, 10, 100, 0.1, NULL, ?)",
+                (f"req-{index}", float(index), TARGET.id, json.dumps(told)),
+            )
+        old.execute("INSERT INTO feedback VALUES ('req-3', 5.0, 0.25)")
+        old.commit()
+    store = StateStore(path)
+    assert store.feedback_of("req-3") == [0.25]
+    detail = store.detail("req-699")
+    assert detail is not None
+    assert detail["decision"]["candidates"][0]["quality"] == 0.8
+    store.close()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("SELECT count(*) FROM decisions").fetchone() == (700,)
+        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    assert not tables & {"requests", "feedback"}
+
+
+def test_a_newer_database_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "state.sqlite3"
+    with closing(sqlite3.connect(path)) as newer:
+        newer.executescript("CREATE TABLE other (x); PRAGMA user_version = 99")
+    before = path.read_bytes()
+    store = StateStore(path)
+    store.write(Batch())
+    assert not store.working
+    assert "newer mecroute" in caplog.text
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (99,)
+    assert len(path.read_bytes()) == len(before)
+
+
+def test_what_a_locked_database_could_not_take_is_written_when_it_is_free(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch
+) -> None:
+    monkeypatch.setattr("mecroute.state.schema._BUSY_TIMEOUT_S", 0.05)
+    store = StateStore(tmp_path / "state.sqlite3")
+    monitor = MonitorAgent(store)
+    monitor.record(provenance("req-1"), user=None)
+    monitor.flush()
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        for index in (2, 3):
+            monitor.record(provenance(f"req-{index}"), user=None)
+            monitor.flush()
+        holder.execute("ROLLBACK")
+    assert store.working
+    assert caplog.text.count("locked by another program") == 1
+    monitor.record(provenance("req-4"), user=None)
+    monitor.close()
+    assert all(store.has(f"req-{index}") for index in (1, 2, 3, 4))
+    store.close()
+
+
+def test_many_threads_record_at_once_and_nothing_is_lost(store: StateStore) -> None:
+    monitor = MonitorAgent(store)
+
+    def record(thread: int) -> None:
+        for index in range(50):
+            monitor.record(provenance(f"req-{thread}-{index}"), user=f"user-{thread}")
+
+    threads = [threading.Thread(target=record, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    monitor.close()
+    with closing(sqlite3.connect(store.path)) as connection:
+        assert connection.execute("SELECT count(*) FROM decisions").fetchone() == (400,)
+
+
+def test_a_drift_widens_the_spread_lowers_the_availability_and_is_named(store: StateStore) -> None:
+    monitor = MonitorAgent(store)
+    monitor.answered(decision(), segment(100, 1090))
+    before = monitor.correction(TARGET).sigma
+    for _ in range(20):
+        monitor.drift.answered(TARGET.id, 1000, 1000)
+    for _ in range(6):
+        monitor.drift.answered(TARGET.id, 5000, 1000)
+        monitor.drift.failed(TARGET.id)
+    assert monitor.correction(TARGET).sigma == pytest.approx(before * 1.5)
+    assert monitor.availability(TARGET.id) == pytest.approx(0.5)
+    (candidate,) = monitor.annotated(decision()).candidates
+    assert any("answers slower" in note for note in candidate.notes)
+    assert any("fails more" in note for note in candidate.notes)
+    monitor.close()
 
 
 @pytest.mark.parametrize("fault", ["corrupt", "directory", "read-only folder"])
@@ -176,13 +369,13 @@ def test_a_broken_database_is_reported_once_and_stops_nothing(
     else:
         (tmp_path / "file").write_text("")
         path = tmp_path / "file" / "state.sqlite3"
-    store = StateStore(path)
-    monitor = MonitorAgent(store)
     with caplog.at_level(logging.WARNING, logger="mecroute.state"):
+        store = StateStore(path)
+        monitor = MonitorAgent(store)
         for index in range(5):
             monitor.record(provenance(f"req-{index}"), user=None)
         monitor.feedback("req-1", 1.0)
-        store.close()
+        monitor.close()
     assert len(caplog.records) == 1
     assert "routing goes on without it" in caplog.text
     assert not store.working

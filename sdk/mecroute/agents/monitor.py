@@ -5,96 +5,117 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from mecroute.decision import Decision
 from mecroute.errors import InvalidRequestError
+from mecroute.evidence.drift import DriftMonitor
+from mecroute.evidence.learning import Judgement, Learned, Learning
+from mecroute.evidence.lengths import UsualLengths, known_as
+from mecroute.evidence.observations import Observations
+from mecroute.evidence.posterior import QualityEvidence
+from mecroute.evidence.signals import Answer
 from mecroute.outcome import Provenance, Segment
-from mecroute.predict.residuals import Correction, Residuals
+from mecroute.predict.residuals import Correction
+from mecroute.routing.ranking import Adjustment
 from mecroute.state.store import StateStore
 from mecroute.target import Target
 
-_ALPHA = 0.2  # weight of the newest observation
-_FAILURES_TO_OPEN = 1
-_BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
-#: A target that asks to be left alone for longer is asked again all the same.
-_MAX_RETRY_AFTER_S = 300.0
-_USERS_KEPT = 1000
 _REPLIES_KEPT = 2000
 
 
-@dataclass(slots=True)
-class _Observed:
-    """Whether a target answers of late."""
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """What feedback on a reply is held against."""
 
-    success: float = 1.0
-    failures_in_a_row: int = 0
-    retry_at: float = 0.0
-    last_error: str = ""
-
-
-@dataclass(slots=True)
-class _Users:
-    mean_output: OrderedDict[str, float] = field(default_factory=OrderedDict)
-
-    def learn(self, user: str, output_tokens: int) -> None:
-        known = self.mean_output.get(user)
-        mean = float(output_tokens) if known is None else known + _ALPHA * (output_tokens - known)
-        self.mean_output[user] = mean
-        self.mean_output.move_to_end(user)
-        while len(self.mean_output) > _USERS_KEPT:
-            self.mean_output.popitem(last=False)
+    target_id: str
+    complexity: float
+    predicted: float | None
 
 
 class MonitorAgent:
     """Learns from outcomes. Thread-safe.
 
+    What happens on the caller's thread is counted in microseconds; the rest is done in a thread of its own.
+
     Args:
-        store: where decisions, outcomes and feedback are kept between runs.
+        store: where decisions, outcomes and what was learned are kept between runs.
+        adapt: whether evidence of quality moves the predictions.
         clock: monotonic seconds.
     """
 
-    def __init__(self, store: StateStore, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, store: StateStore, *, adapt: bool = True, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._store = store
-        self._clock = clock
+        self._adapt = adapt
         self._lock = threading.Lock()
-        self._observed: dict[str, _Observed] = {}
-        self._residuals = Residuals()
-        self._users = _Users()
-        self._replies: OrderedDict[str, str] = OrderedDict()
+        self._observations = Observations(clock)
+        self._users = UsualLengths()
+        self._replies: OrderedDict[str, _Reply] = OrderedDict()
+        self.quality = QualityEvidence()
+        self.drift = DriftMonitor()
+        kinds: dict[str, Learned] = {
+            "correction": self._observations,
+            "user": self._users,
+            "quality": self.quality,
+            "drift": self.drift,
+        }
+        self._learning = Learning(store, self.quality, self.drift, kinds)
+
+    def close(self) -> None:
+        """Learn and write what is left."""
+        self._learning.close()
+
+    def flush(self) -> None:
+        """Wait until what was recorded so far is learned and on disk (at most a few seconds)."""
+        self._learning.flush()
 
     def correction(self, target: Target) -> Correction:
         """How this target's answers differed from what was predicted, so far."""
-        return self._residuals.correction(target.id)
+        found = self._observations.correction(target.id)
+        if self.drift.quiet:
+            return found
+        factor = self.drift.spread_factor(target.id)
+        return found if factor == 1.0 else found.widened(factor)
 
     def availability(self, target_id: str) -> float:
         """Share of recent calls that were answered, 0..1, the newest weighing most; 1 before the first."""
-        with self._lock:
-            seen = self._observed.get(target_id)
-            return seen.success if seen else 1.0
+        return self._observations.success(target_id) * self.drift.availability_factor(target_id)
+
+    @property
+    def adjustment(self) -> Adjustment | None:
+        """What evidence adds to predicted qualities; None while it adds nothing to any."""
+        return self.quality_adjustment if self._adapt and self.quality else None
+
+    def quality_adjustment(self, target: Target, complexity: float) -> tuple[float, float]:
+        """What evidence adds to a predicted quality, and how much there is; see `QualityEvidence`."""
+        return self.quality.adjustment(target.id, complexity) if self._adapt else (0.0, 0.0)
+
+    def annotated(self, decision: Decision) -> Decision:
+        """The decision, with a note at each candidate whose predictions an alarm has changed."""
+        if self.drift.quiet:
+            return decision
+        return replace(
+            decision,
+            candidates=tuple(
+                replace(c, notes=(*c.notes, *notes)) if (notes := self.drift.notes(c.target.id)) else c
+                for c in decision.candidates
+            ),
+        )
 
     def resting(self, target_id: str) -> str | None:
         """Why a target is not tried for now after failing; None when it may be tried.
 
         After the pause one request may try it again; while that fails, the pause grows.
         """
-        with self._lock:
-            seen = self._observed.get(target_id)
-            if seen is None or seen.failures_in_a_row < _FAILURES_TO_OPEN:
-                return None
-            left = seen.retry_at - self._clock()
-            if left <= 0:
-                return None
-            count = seen.failures_in_a_row
-            return f"failed {count} times in a row ({seen.last_error}); next try in {left:.1f} s"
+        return self._observations.resting(target_id)
 
     def usual_output_tokens(self, user: str | None) -> float | None:
         """Mean answer length of a user, in tokens; None where unknown."""
-        if user is None:
-            return None
-        with self._lock:
-            return self._users.mean_output.get(user)
+        return None if user is None else self._users.of(known_as(user))
 
     def failed(self, target_id: str, error: str, *, retry_after_s: float | None = None) -> None:
         """A target did not answer, or stopped in the middle of an answer.
@@ -104,42 +125,42 @@ class MonitorAgent:
             error: what it failed with.
             retry_after_s: how long it asks to be left alone; None where it says nothing.
         """
-        with self._lock:
-            seen = self._observed.setdefault(target_id, _Observed())
-            seen.success += _ALPHA * (0.0 - seen.success)
-            pause = _BACKOFF_S[min(seen.failures_in_a_row, len(_BACKOFF_S) - 1)]
-            if retry_after_s is not None:
-                pause = min(retry_after_s, _MAX_RETRY_AFTER_S)
-            seen.failures_in_a_row += 1
-            seen.retry_at = self._clock() + pause
-            seen.last_error = error
+        self.drift.failed(target_id)
+        self._observations.failed(target_id, error, retry_after_s)
 
     def answered(self, decision: Decision, segment: Segment) -> None:
         """A target gave a whole answer or the rest of one: compare it with what was predicted."""
         candidate = next((c for c in decision.candidates if c.target.id == segment.target_id), None)
-        with self._lock:
-            seen = self._observed.setdefault(segment.target_id, _Observed())
-            seen.success += _ALPHA * (1.0 - seen.success)
-            seen.failures_in_a_row = 0
-            if candidate is not None:
-                self._residuals.learn(candidate, decision.features, segment)
+        self._observations.answered(segment.target_id, candidate, decision.features, segment)
 
     def overtaken(self, decision: Decision, segment: Segment) -> None:
         """A target was late, and a hedge answered before it: no failure, but it says how slow it was."""
         candidate = next((c for c in decision.candidates if c.target.id == segment.target_id), None)
         if candidate is not None:
-            with self._lock:
-                self._residuals.overtaken(candidate, segment.latency_ms)
+            self._observations.overtaken(candidate, segment.latency_ms)
 
-    def record(self, provenance: Provenance, *, user: str | None) -> None:
-        """Keep a finished request: in memory for feedback, in the store for later."""
+    def record(self, provenance: Provenance, *, user: str | None, answer: Answer | None = None) -> None:
+        """Keep a finished request: in memory for feedback, in the store for later. Returns at once.
+
+        Args:
+            answer: what was answered; it is looked at for signs of a bad answer, and not kept.
+        """
+        outcome, decision = provenance.outcome, provenance.decision
+        digest = known_as(user) if user is not None else None
+        if digest is not None and outcome.error is None:
+            self._users.learn(digest, outcome.output_tokens)
+        predicted = _predicted_quality(decision, outcome.target_id)
         with self._lock:
-            if user is not None and provenance.outcome.error is None:
-                self._users.learn(user, provenance.outcome.output_tokens)
-            self._replies[provenance.request_id] = provenance.outcome.target_id
+            self._replies[provenance.request_id] = _Reply(
+                outcome.target_id, decision.features.complexity, predicted
+            )
             while len(self._replies) > _REPLIES_KEPT:
                 self._replies.popitem(last=False)
-        self._store.add(provenance)
+        self._learning.finished(provenance, digest, answer)
+
+    def judged(self, judgement: Judgement) -> None:
+        """Take in what was found out about an answer after its delivery. Returns at once."""
+        self._learning.judged(judgement)
 
     def feedback(self, request_id: str, score: float) -> None:
         """Keep a person's judgement of an answer.
@@ -153,9 +174,38 @@ class MonitorAgent:
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
             raise InvalidRequestError(f"score must be a number from 0 to 1, not {score!r}")
         with self._lock:
-            known = request_id in self._replies
-        if not known and not self._store.has(request_id):
+            reply = self._replies.get(request_id)
+        if reply is None:
+            self._learning.flush()
+            reply = _reply_from(self._store.detail(request_id))
+        if reply is None:
             raise InvalidRequestError(
                 f"no answer with the id '{request_id}' is known", hint="pass the `id` of a reply"
             )
-        self._store.add_feedback(request_id, float(score))
+        predicted = float(score) if reply.predicted is None else reply.predicted
+        self._learning.judged(
+            Judgement(request_id, "feedback", reply.target_id, reply.complexity, predicted, float(score))
+        )
+
+
+def _predicted_quality(decision: Decision, target_id: str) -> float | None:
+    for candidate in decision.candidates:
+        if candidate.target.id == target_id:
+            return candidate.quality - candidate.quality_adjusted_by
+    return None
+
+
+def _reply_from(detail: Mapping[str, Any] | None) -> _Reply | None:
+    """A reply of an earlier run, as the store kept it."""
+    if detail is None:
+        return None
+    target_id, decision = str(detail["outcome"]["target_id"]), detail["decision"]
+    predicted = next(
+        (
+            float(c["quality"]) - float(c.get("quality_adjusted_by") or 0)
+            for c in decision["candidates"]
+            if c["target"]["id"] == target_id
+        ),
+        None,
+    )
+    return _Reply(target_id, float(decision["features"]["complexity"]), predicted)

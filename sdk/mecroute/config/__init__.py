@@ -7,9 +7,11 @@ from mecroute.config.load import FILE_NAME, LoadedConfig, find_project_file, loa
 from mecroute.config.network import NetworkConfig
 from mecroute.config.prices import PriceConfig
 from mecroute.config.schema import (
+    BudgetConfig,
     CloudConfig,
     Config,
     DeviceConfig,
+    MonitorConfig,
     NodeConfig,
     RegistryConfig,
     RouterConfig,
@@ -20,6 +22,7 @@ from mecroute.config.schema import (
 
 __all__ = [
     "FILE_NAME",
+    "BudgetConfig",
     "CacheConfig",
     "CamaraSource",
     "CloudConfig",
@@ -29,6 +32,7 @@ __all__ = [
     "DnsSrvSource",
     "LoadedConfig",
     "MdnsSource",
+    "MonitorConfig",
     "NetworkConfig",
     "NodeConfig",
     "PlacementConfig",

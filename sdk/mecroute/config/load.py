@@ -26,7 +26,7 @@ FILE_NAME = "mecroute.toml"
 _CONTROL = {"MECROUTE_CONFIG", "MECROUTE_DEBUG"}
 _PREFIX = "MECROUTE_"
 #: Tables of which there may be several, written as [[table]].
-_LISTS = ("nodes", "cloud", "discovery", "prices")
+_LISTS = ("nodes", "cloud", "discovery", "prices", "budgets")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class LoadedConfig:
                     name = f"{table}.{field}"
                     yield name, item, self.sources.get(name, "default")
             else:
-                items = [item.model_dump(mode="json", exclude_none=True) for item in value]
+                items = [item.model_dump(mode="json", exclude_none=True, by_alias=True) for item in value]
                 yield table, items, self.sources.get(table, "default")
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Protocol, Self, TypeVar
 
-from pydantic import Discriminator, Field, SecretStr, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, SecretStr, field_validator, model_validator
 
 from mecroute.config.base import HttpUrl, Name, RemoteConfig, S3Uri
 from mecroute.config.base import Table as _Table
@@ -119,7 +119,6 @@ class CloudConfig(RemoteConfig):
     stand_in: bool = Field(default=False, description="a local stand-in for a cloud, for trials")
 
 
-R = TypeVar("R", bound=RemoteConfig)
 DiscoveryConfig = Annotated[DnsSrvSource | MdnsSource | S3Source | CamaraSource, Discriminator("kind")]
 
 
@@ -209,6 +208,48 @@ class StateConfig(_Table):
 
     path: Path | None = Field(default=None, description="SQLite file; default: the user state folder")
     enabled: bool = True
+    max_decisions: int = Field(default=50_000, ge=1, le=10_000_000, description="the newest are kept")
+    max_bytes: int = Field(default=100_000_000, ge=1_000_000, description="size of the file")
+
+
+class MonitorConfig(_Table):
+    """`[monitor]`: what is learned from answers, and what may be spent on learning."""
+
+    adapt: bool = Field(default=True, description="whether evidence of quality moves the predictions")
+    explore_rate: float = Field(
+        default=0, ge=0, le=0.5, description="share of requests sent elsewhere to learn about a target"
+    )
+    explore_budget_usd_per_day: float = Field(
+        default=0, ge=0, description="most that exploring may add to the predicted costs"
+    )
+    explore_max_slowdown: float = Field(
+        default=2, ge=1, description="predicted latency of what is explored, over the best candidate's"
+    )
+    shadow_rate: float = Field(
+        default=0, ge=0, le=1, description="share of answers compared with a second target's"
+    )
+    shadow_budget_usd_per_day: float = Field(default=0, ge=0, description="for the second answers")
+
+
+class BudgetConfig(_Table):
+    """`[[budgets]]`: most that may be spent within an hour, a day or a month (calendar, UTC)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    name: Name
+    limit_usd: float = Field(ge=0, allow_inf_nan=False)
+    per: Literal["hour", "day", "month"] = "day"
+    scope: Literal["all", "user", "app", "key"] = Field(
+        default="all", alias="for", description="all: one for everybody; otherwise one for each of them"
+    )
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+R = TypeVar("R", bound=_Named)
 
 
 class Config(_Table):
@@ -222,13 +263,15 @@ class Config(_Table):
     network: NetworkConfig = NetworkConfig()
     cache: CacheConfig = CacheConfig()
     placement: PlacementConfig = PlacementConfig()
+    monitor: MonitorConfig = MonitorConfig()
     server: ServerConfig = ServerConfig()
     nodes: tuple[NodeConfig, ...] = ()
     cloud: tuple[CloudConfig, ...] = ()
     discovery: tuple[DiscoveryConfig, ...] = ()
     prices: tuple[PriceConfig, ...] = ()
+    budgets: tuple[BudgetConfig, ...] = ()
 
-    @field_validator("nodes", "cloud", "discovery")
+    @field_validator("nodes", "cloud", "discovery", "budgets")
     @classmethod
     def _names_are_unique(cls, remotes: tuple[R, ...]) -> tuple[R, ...]:
         names = [remote.name for remote in remotes]

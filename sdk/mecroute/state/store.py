@@ -1,217 +1,290 @@
-"""Finished requests and feedback in SQLite. Prompts and answers are never stored.
+"""Decisions, outcomes, evidence and what was learned, in SQLite. Prompts and answers are never stored.
 
 A database that cannot be used (locked, corrupt, read-only) never stops a request: it is reported once
-and the client goes on without it.
+and the client goes on without it. What a locked one could not take is kept for a while and written later.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import queue
 import sqlite3
 import threading
-import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from mecroute.outcome import Provenance
+from mecroute.config.schema import StateConfig
+from mecroute.errors import StateError
+from mecroute.state.encoding import unpack
+from mecroute.state.schema import INSERT_DECISION, INSERT_EVIDENCE, INSERT_LEARNED, open_database
 from mecroute_registry.paths import state_dir
 
 _LOG = logging.getLogger("mecroute.state")
-_MAX_ROWS = 10_000
 _PRUNE_EVERY = 500
-_QUEUE = 10_000  # beyond this, records are dropped rather than holding up requests
-_BUSY_TIMEOUT_S = 2.0
-_LINGER_S = 0.2  # a busy process is woken a few times a second and not once per request
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS requests (
-    id TEXT PRIMARY KEY, at REAL NOT NULL, target TEXT NOT NULL, tier TEXT NOT NULL, model TEXT NOT NULL,
-    complexity REAL NOT NULL, ttft_ms REAL, latency_ms REAL NOT NULL, prompt_tokens INTEGER NOT NULL,
-    output_tokens INTEGER NOT NULL, cost_usd REAL NOT NULL, error TEXT, provenance TEXT NOT NULL
-);
-CREATE INDEX IF NOT EXISTS requests_at ON requests (at);
-CREATE TABLE IF NOT EXISTS feedback (
-    request_id TEXT NOT NULL, at REAL NOT NULL, score REAL NOT NULL
-);
-"""
-_INSERT = (
-    "INSERT OR REPLACE INTO requests VALUES "
-    "(:id, :at, :target, :tier, :model, :complexity, :ttft_ms, :latency_ms, :prompt_tokens, "
-    ":output_tokens, :cost_usd, :error, :provenance)"
-)
+_WAITING = 40  # batches that a locked database may fall behind
+_SHARE_PRUNED = 10  # one tenth goes when the file has grown too large
+_GENERATION = ("meta", "generation")
+
+
+def database_path(config: StateConfig) -> Path:
+    """The database that a configuration names."""
+    return config.path.expanduser() if config.path is not None else state_dir() / "state.sqlite3"
+
+
+class DecisionRow(NamedTuple):
+    """One finished request, column by column; `detail` is what `state.encoding` makes of the rest."""
+
+    id: str
+    at: float
+    target: str
+    tier: str
+    model: str
+    policy: str
+    complexity: float
+    prompt_tokens: int
+    output_tokens: int
+    ttft_ms: float | None
+    latency_ms: float
+    cost_usd: float
+    error: str | None
+    cache: str | None
+    propensity: float
+    explored: int
+    regret: float | None
+    detail: bytes
+
+
+class EvidenceRow(NamedTuple):
+    """One judgement of an answer: score and weight 0..1; source `feedback`, `signals` or `shadow`."""
+
+    request_id: str
+    at: float
+    source: str
+    target: str
+    score: float
+    weight: float
+    note: str
+
+
+class LearnedRow(NamedTuple):
+    """One thing that was learned, as a JSON object under a kind and a name."""
+
+    kind: str
+    name: str
+    at: float
+    value: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Batch:
+    """What is written in one transaction."""
+
+    decisions: list[DecisionRow] = field(default_factory=list)
+    evidence: list[EvidenceRow] = field(default_factory=list)
+    learned: list[LearnedRow] = field(default_factory=list)
 
 
 class StateStore:
-    """Writes in a thread of its own, so that no request waits for a disk. Thread-safe.
+    """Reads and writes the database. Thread-safe; every call may wait for a disk.
 
     Args:
-        path: the SQLite file; default: the user state folder. The newest 10,000 requests are kept.
+        path: the SQLite file; default: the user state folder.
         enabled: False keeps nothing.
+        max_decisions: the newest that are kept.
+        max_bytes: size of the file beyond which the oldest decisions go.
     """
 
-    def __init__(self, path: Path | None = None, *, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        enabled: bool = True,
+        max_decisions: int = 50_000,
+        max_bytes: int = 100_000_000,
+    ) -> None:
         self.path = path or state_dir() / "state.sqlite3"
-        self._queue: queue.Queue[tuple[str, dict[str, Any]] | threading.Event | None] = queue.Queue(_QUEUE)
+        self._max_decisions = max_decisions
+        self._max_bytes = max_bytes
         self._working = enabled
-        self._hurry = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._waiting: deque[Batch] = deque(maxlen=_WAITING)
+        self._since_pruned = _PRUNE_EVERY
+        self._said_locked = False
 
     @property
     def working(self) -> bool:
         """Whether records are being kept."""
         return self._working
 
-    def add(self, provenance: Provenance) -> None:
-        """Keep one finished request. Returns at once."""
-        outcome = provenance.outcome
-        self._put(
-            "request",
-            {
-                "id": provenance.request_id,
-                "at": time.time(),
-                "target": outcome.target_id,
-                "tier": provenance.tier,
-                "model": provenance.model,
-                "complexity": provenance.decision.features.complexity,
-                "ttft_ms": outcome.ttft_ms,
-                "latency_ms": outcome.latency_ms,
-                "prompt_tokens": outcome.prompt_tokens,
-                "output_tokens": outcome.output_tokens,
-                "cost_usd": outcome.cost_usd,
-                "error": outcome.error,
-                "provenance": provenance,
-            },
-        )
-
-    def add_feedback(self, request_id: str, score: float) -> None:
-        """Keep one judgement (0..1) of an earlier answer. Returns at once."""
-        self._put("feedback", {"request_id": request_id, "at": time.time(), "score": score})
+    def write(self, batch: Batch) -> None:
+        """Write a batch and whatever earlier ones a locked database could not take."""
+        with self._lock:
+            if not self._working:
+                return
+            self._waiting.append(batch)
+            try:
+                connection = self._open()
+                while self._waiting:
+                    self._write(connection, self._waiting[0])
+                    self._waiting.popleft()
+                self._said_locked = False
+            except (OSError, sqlite3.Error, StateError) as error:
+                self._failed(error)
 
     def has(self, request_id: str) -> bool:
-        """Whether a request is in the database (reads the disk)."""
-        self.flush()
-        return bool(self._read("SELECT 1 FROM requests WHERE id = ?", (request_id,)))
+        """Whether a request is in the database."""
+        return bool(self._read("SELECT 1 FROM decisions WHERE id = ?", (request_id,)))
+
+    def detail(self, request_id: str) -> dict[str, Any] | None:
+        """Everything kept of one request; None when it is not there."""
+        rows = self._read("SELECT detail FROM decisions WHERE id = ?", (request_id,))
+        try:
+            return unpack(rows[0][0]) if rows else None
+        except ValueError:
+            return None
 
     def feedback_of(self, request_id: str) -> list[float]:
-        """Every score given to one request, oldest first (reads the disk)."""
-        self.flush()
-        rows = self._read("SELECT score FROM feedback WHERE request_id = ? ORDER BY at", (request_id,))
+        """Every score that a person gave to one request, oldest first."""
+        rows = self._read(
+            "SELECT score FROM evidence WHERE request_id = ? AND source = 'feedback' ORDER BY rowid",
+            (request_id,),
+        )
         return [float(row[0]) for row in rows]
 
-    def recent(self, limit: int = 100) -> list[dict[str, Any]]:
-        """The newest requests, newest first, as JSON types (reads the disk)."""
-        self.flush()
-        rows = self._read("SELECT provenance, at FROM requests ORDER BY at DESC LIMIT ?", (limit,))
-        return [json.loads(row[0]) | {"at": row[1]} for row in rows]
+    def learned(self) -> list[LearnedRow]:
+        """Everything that was learned; nothing before the first run."""
+        return self.restored()[1]
 
-    def flush(self) -> None:
-        """Wait until everything handed over so far is on disk (at most a few seconds)."""
-        if self._thread is None or not self._working:
-            return
-        done = threading.Event()
-        self._queue.put(done)
-        self._hurry.set()
-        done.wait(timeout=_BUSY_TIMEOUT_S + 1)
+    def restored(self) -> tuple[int, list[LearnedRow]]:
+        """The generation and everything that was learned, in one look at the file."""
+        generation, found = 0, []
+        for kind, name, at, text in self._read(
+            "SELECT kind, name, at, value FROM learned ORDER BY kind, name", ()
+        ):
+            try:
+                value = json.loads(text)
+            except ValueError:
+                continue  # one damaged entry is learned anew
+            if not isinstance(value, dict):
+                continue
+            if (kind, name) == _GENERATION:
+                generation = int(value.get("count", 0))
+            else:
+                found.append(LearnedRow(kind, name, at, value))
+        return generation, found
+
+    def generation(self) -> int:
+        """How often what was learned has been thrown away; running clients then forget it as well."""
+        rows = self._read("SELECT value FROM learned WHERE kind = ? AND name = ?", _GENERATION)
+        return int(json.loads(rows[0][0]).get("count", 0)) if rows else 0
+
+    def forget(self, kinds: Iterable[str], target: str | None = None) -> int:
+        """Throw away what was learned of these kinds, of one target or of all.
+
+        Returns:
+            how many entries went.
+
+        Raises:
+            StateError: the database cannot be used.
+        """
+        wanted = list(kinds)
+        marks = ", ".join("?" * len(wanted))
+        query, values = f"DELETE FROM learned WHERE kind IN ({marks})", [*wanted]  # noqa: S608 - marks only
+        if target is not None:
+            query += " AND (name = ? OR substr(name, 1, ?) = ?)"
+            values += [target, len(target) + 1, f"{target}|"]  # type: ignore[list-item]
+        with self._lock:
+            count = self.generation() + 1
+            try:
+                connection = self._open()
+                connection.execute("BEGIN IMMEDIATE")
+                gone = connection.execute(query, values).rowcount
+                connection.execute(INSERT_LEARNED, (*_GENERATION, 0.0, json.dumps({"count": count})))
+                connection.execute("COMMIT")
+            except (OSError, sqlite3.Error) as error:
+                raise StateError(
+                    f"{self.path} cannot be written: {error}", hint="end what holds it, and try again"
+                ) from error
+        return gone
 
     def close(self) -> None:
-        """Write what is left and end the thread."""
+        """Close the file; later calls open it again."""
         with self._lock:
-            thread, self._thread = self._thread, None
-        if thread is not None:
-            self._queue.put(None)
-            self._hurry.set()
-            thread.join(timeout=_BUSY_TIMEOUT_S + 1)
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
 
-    def _put(self, kind: str, row: dict[str, Any]) -> None:
-        if not self._working:
-            return
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._write, name="mecroute-state", daemon=True)
-                self._thread.start()
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = open_database(self.path)
+        return self._connection
+
+    def _write(self, connection: sqlite3.Connection, batch: Batch) -> None:
+        connection.execute("BEGIN IMMEDIATE")
         try:
-            self._queue.put_nowait((kind, row))
-        except queue.Full:
-            _LOG.warning("the state database cannot keep up; a record was dropped")
+            connection.executemany(INSERT_DECISION, batch.decisions)
+            connection.executemany(INSERT_EVIDENCE, batch.evidence)
+            connection.executemany(
+                INSERT_LEARNED, [(kind, name, at, json.dumps(v)) for kind, name, at, v in batch.learned]
+            )
+            self._since_pruned += len(batch.decisions)
+            if self._since_pruned >= _PRUNE_EVERY:
+                self._since_pruned = 0
+                self._prune(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    def _prune(self, connection: sqlite3.Connection) -> None:
+        """Keep the newest by arrival: a clock that once jumped ahead must not keep its rows forever."""
+        (count,) = connection.execute("SELECT count(*) FROM decisions").fetchone()
+        surplus = count - self._max_decisions
+        pages, free, size = (
+            connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        if (pages - free) * size > self._max_bytes:
+            surplus = max(surplus, count // _SHARE_PRUNED + 1)
+        if surplus <= 0:
+            return
+        connection.execute(
+            "DELETE FROM decisions WHERE seq IN (SELECT seq FROM decisions ORDER BY seq LIMIT ?)", (surplus,)
+        )
+        connection.execute("DELETE FROM evidence WHERE request_id NOT IN (SELECT id FROM decisions)")
+        connection.execute("PRAGMA incremental_vacuum")
 
     def _read(self, query: str, values: tuple[Any, ...]) -> list[Any]:
-        if not self._working or not self.path.exists():
-            return []
-        try:
-            connection = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S)
+        with self._lock:
+            if not self._working or not self.path.exists():
+                return []
             try:
-                return connection.execute(query, values).fetchall()
-            finally:
-                connection.close()
-        except sqlite3.Error as error:
-            self._give_up(error)
-            return []
+                return self._open().execute(query, values).fetchall()
+            except (OSError, sqlite3.Error, StateError) as error:
+                self._failed(error)
+                return []
 
-    def _write(self) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S)
-        except (OSError, sqlite3.Error) as error:
-            self._give_up(error)
-            connection = None
-        try:
-            if connection is not None:
-                self._prepare(connection)
-            self._drain(connection)
-        finally:
-            if connection is not None:
-                connection.close()
-
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-            connection.executescript(_SCHEMA)
-        except sqlite3.Error as error:
-            self._give_up(error)
-
-    def _drain(self, connection: sqlite3.Connection | None) -> None:
-        written = 0
-        while (item := self._queue.get()) is not None:
-            if self._queue.empty() and not isinstance(item, threading.Event):
-                self._hurry.wait(_LINGER_S)
-            if isinstance(item, threading.Event):
-                self._hurry.clear()
-                item.set()
-                continue
-            if connection is None or not self._working:
-                continue
-            try:
-                with connection:
-                    self._insert(connection, *item)
-                    written += 1
-                    if written % _PRUNE_EVERY == 1:
-                        _prune(connection)
-            except sqlite3.Error as error:
-                self._give_up(error)
-
-    def _insert(self, connection: sqlite3.Connection, kind: str, row: dict[str, Any]) -> None:
-        if kind == "feedback":
-            connection.execute("INSERT INTO feedback VALUES (:request_id, :at, :score)", row)
+    def _failed(self, error: Exception) -> None:
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            if not self._said_locked:
+                self._said_locked = True
+                _LOG.warning(
+                    "the state database %s is locked by another program; routing goes on without it, and "
+                    "records are written when it is free",
+                    self.path,
+                )
             return
-        connection.execute(_INSERT, row | {"provenance": json.dumps(row["provenance"].to_dict())})
-
-    def _give_up(self, error: Exception) -> None:
-        if self._working:
-            self._working = False
-            _LOG.warning(
-                "the state database %s cannot be used (%s); routing goes on without it; "
-                "move the file away to start afresh",
-                self.path,
-                error,
-            )
-
-
-def _prune(connection: sqlite3.Connection) -> None:
-    connection.execute(
-        "DELETE FROM requests WHERE id IN (SELECT id FROM requests ORDER BY at DESC LIMIT -1 OFFSET ?)",
-        (_MAX_ROWS,),
-    )
-    connection.execute("DELETE FROM feedback WHERE request_id NOT IN (SELECT id FROM requests)")
+        self._working = False
+        self._waiting.clear()
+        _LOG.warning(
+            "the state database %s cannot be used (%s); routing goes on without it; "
+            "move the file away to start afresh",
+            self.path,
+            error,
+        )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mecroute.request import Payer
 from mecroute.target import Target
 from mecroute_registry.facts import Task
 
@@ -15,7 +16,8 @@ class Call:
     """One attempt at one target.
 
     `body` holds the OpenAI request fields except `model` and `stream`, which the tier sets. `deadline_ms` is
-    what is left, from now, until nobody wants the answer; None without a deadline.
+    what is left, from now, until nobody wants the answer; None without a deadline. `payer` says whose budgets
+    it counts against.
     """
 
     task: Task
@@ -23,6 +25,7 @@ class Call:
     body: Mapping[str, Any]
     request_id: str
     deadline_ms: float | None = None
+    payer: Payer = field(default_factory=Payer)
 
 
 class Tier(Protocol):

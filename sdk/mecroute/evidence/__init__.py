@@ -1,0 +1,1 @@
+"""Evidence of how good answers are, and what follows from it."""

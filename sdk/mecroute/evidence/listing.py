@@ -1,0 +1,81 @@
+"""What was learned, entry by entry, in numbers and in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from mecroute.evidence.drift import DriftMonitor
+from mecroute.evidence.posterior import BUCKETS, QualityEvidence
+from mecroute.state.store import LearnedRow
+
+Kind = Literal["correction", "quality", "drift", "user"]
+KINDS: tuple[Kind, ...] = ("correction", "quality", "drift", "user")
+
+
+def listed(rows: Iterable[LearnedRow]) -> list[dict[str, Any]]:
+    """One JSON object per entry: kind, name, when it changed, what it says, and its own numbers."""
+    described = {"correction": _correction, "quality": _quality, "drift": _drift, "user": _user}
+    return [
+        {"kind": row.kind, "name": row.name, "at": row.at, "says": described[row.kind](row), **row.value}
+        for row in rows
+        if row.kind in described
+    ]
+
+
+def health(rows: Iterable[LearnedRow]) -> list[dict[str, Any]]:
+    """One JSON object per target: corrections, usual spread and error rate, outliers, standing alarms."""
+    targets: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row.kind not in ("correction", "drift"):
+            continue
+        entry = targets.setdefault(row.name, {"target": row.name, "alarms": [], "notes": []})
+        entry["at"] = max(row.at, entry.get("at", 0.0))
+        if row.kind == "correction":
+            entry["ttft_factor"] = _factor(row.value.get("log_ttft"))
+            entry["decode_factor"] = _factor(row.value.get("log_decode"))
+            entry["availability"] = row.value.get("success")
+        else:
+            monitor = DriftMonitor()
+            monitor.restore(row.name, row.value)
+            entry |= {name: row.value.get(name) for name in ("samples", "sigma", "error_rate", "outliers")}
+            entry["alarms"] = sorted(monitor.alarms(row.name))
+            entry["notes"] = list(monitor.notes(row.name))
+            if entry.get("availability") is not None:
+                entry["availability"] *= monitor.availability_factor(row.name)
+    return [targets[name] for name in sorted(targets)]
+
+
+def _factor(log: object) -> float | None:
+    return math.exp(log) if isinstance(log, int | float) and math.isfinite(log) else None
+
+
+def _correction(row: LearnedRow) -> str:
+    ttft, decode = _factor(row.value.get("log_ttft")), _factor(row.value.get("log_decode"))
+    if ttft is None or decode is None:
+        return "damaged"
+    return f"TTFT ×{ttft:.2f}, decode ×{decode:.2f}, by {row.value.get('samples', 0)} answers"
+
+
+def _quality(row: LearnedRow) -> str:
+    evidence = QualityEvidence()
+    evidence.restore(row.name, row.value)
+    told = []
+    for bucket in range(BUCKETS):
+        middle = (bucket + 0.5) / BUCKETS
+        delta, weight = evidence.adjustment(row.name, middle)
+        if weight:
+            told.append(f"{delta:+.3f} at complexity {middle:.1f} ({weight:.1f} answers)")
+    return "; ".join(told) or "damaged"
+
+
+def _drift(row: LearnedRow) -> str:
+    monitor = DriftMonitor()
+    monitor.restore(row.name, row.value)
+    notes = monitor.notes(row.name)
+    return "; ".join(notes) if notes else "no alarm"
+
+
+def _user(row: LearnedRow) -> str:
+    return f"answers of about {float(row.value.get('output_tokens') or 0):.0f} tokens"
