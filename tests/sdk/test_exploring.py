@@ -21,6 +21,7 @@ from mecroute.config import (
     MonitorConfig,
     NodeConfig,
     RegistryConfig,
+    RouterConfig,
     StateConfig,
 )
 from mecroute.context import RequestFeatures
@@ -144,6 +145,8 @@ def config(tmp_path: Path, places: tuple[Upstream, Upstream, Upstream], **monito
             ),
         ),
         monitor=MonitorConfig(**monitor),
+        # The best by score is tried first, always the same: what varies then is exploration.
+        router=RouterConfig(tie_margin=0, sticky_margin=0),
     )  # fmt: skip
 
 

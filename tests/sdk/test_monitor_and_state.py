@@ -343,13 +343,13 @@ def test_many_threads_record_at_once_and_nothing_is_lost(store: StateStore) -> N
 def test_a_drift_widens_the_spread_lowers_the_availability_and_is_named(store: StateStore) -> None:
     monitor = MonitorAgent(store)
     monitor.answered(decision(), segment(100, 1090))
-    before = monitor.correction(TARGET).sigma
+    before = monitor.correction(TARGET).calibration
     for _ in range(20):
         monitor.drift.answered(TARGET.id, 1000, 1000)
     for _ in range(6):
         monitor.drift.answered(TARGET.id, 5000, 1000)
         monitor.drift.failed(TARGET.id)
-    assert monitor.correction(TARGET).sigma == pytest.approx(before * 1.5)
+    assert monitor.correction(TARGET).calibration == pytest.approx(before * 1.5)
     assert monitor.availability(TARGET.id) == pytest.approx(0.5)
     (candidate,) = monitor.annotated(decision()).candidates
     assert any("answers slower" in note for note in candidate.notes)

@@ -68,7 +68,9 @@ def weighting_of(config: RouterConfig, *, policy: str | None = None, weights: st
             hint="name a policy that is a weighting, or give --weights",
         )
     margin = config.tie_margin if found.tie_margin is None else found.tie_margin
-    return Weighting(found.name, *(found.weights[factor] for factor in FACTORS), margin)
+    return Weighting(
+        found.name, found.latency, found.quality, found.cost, found.availability, tie_margin=margin
+    )
 
 
 def _parse(text: str, tie_margin: float) -> Weighting:

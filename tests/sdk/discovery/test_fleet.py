@@ -203,10 +203,11 @@ def test_a_node_that_left_meanwhile_fails_over_with_a_reason(
             from mecroute.errors import AllTargetsFailedError
             from mecroute.execution import Execution
             from mecroute.request import ingest
+            from mecroute.routing.dispatch import Dispatch
 
             request = ingest("chat", model="auto", body={"messages": HELLO})
             with pytest.raises(AllTargetsFailedError, match="not there any more"):
-                await Execution(request, decision, pipeline._tiers, pipeline.monitor).complete()
+                await Execution(request, decision, pipeline._tiers, pipeline.monitor, Dispatch()).complete()
 
     asyncio.run(run())
 
