@@ -205,8 +205,8 @@ class Speculator:
         draft = sequence.draft
         if not draft:
             if state.guess is not None:
-                right = state.guess == chosen[0]
-                state.acceptance.add(int(right), wrong=not right)
+                hit = state.guess == chosen[0]
+                state.acceptance.add(int(hit), wrong=not hit)
             return
         right = sum(1 for guess, token in zip(draft, chosen, strict=False) if guess == token)
         wrong = right < len(chosen) and right < len(draft)
