@@ -108,6 +108,16 @@ def test_step_cost_is_unknown_while_rows_do_not_vary() -> None:
     assert measured.step_s(1) is None
 
 
+def test_an_old_price_is_forgotten() -> None:
+    measured = cost(0.010, 0.002)
+    for _ in range(300):
+        measured.add(1, 0.012)
+    assert measured.per_row_s is not None
+    for _ in range(300):
+        measured.add(1, 0.012)
+    assert measured.per_row_s is None
+
+
 def test_one_slow_step_changes_little() -> None:
     measured = cost(0.010, 0.002)
     measured.add(1, 60.0)

@@ -9,15 +9,19 @@ from mecroute.engines.llama.sequence import Sequence
 #: While others are generating, a step's share of prompt is what takes about this long, so that a long
 #: prompt slows their tokens down but never stops them.
 PREFILL_SLICE_S = 0.1
-#: What is left of a prompt is computed at once when it is this short: requests that arrive together then get
-#: their first tokens together, and slicing it would only put their decoding steps in between.
+#: What is left of a prompt is computed at once when it is this short: slicing it would only put decoding
+#: steps in between.
 SHORT_PROMPT_TOKENS = 128
+#: Several prompts share a step up to so many rows, or a slice where that is more. On a processor more rows
+#: take no less time each, the first prompt would wait for the last, and attention looks at the cells of all
+#: sequences in the step.
+SHARED_PREFILL_ROWS = 128
 #: Never fewer, so that a prompt gets on even while many others generate on a slow machine.
 MIN_PREFILL_ROWS = 32
 
 
 def prefill_rows(waiting: Line[Sequence], *, decoding: int, n_batch: int, speed: float | None) -> int:
-    """How many prompt tokens a step may have: all of the short prompts, and a slice of the others.
+    """How many prompt tokens a step may have: some whole short prompts, and a slice of a longer one.
 
     Args:
         waiting: sequences whose prompts are not computed yet, the shortest rest first; at least one.
@@ -26,12 +30,17 @@ def prefill_rows(waiting: Line[Sequence], *, decoding: int, n_batch: int, speed:
         speed: measured prompt tokens per second, or None.
     """
     most = n_batch - decoding
-    if not decoding:
-        return most
+    part = int(speed * PREFILL_SLICE_S) if speed else 0
     left = [left_of_prompt(sequence) for sequence in waiting]
-    rows = sum(tokens for tokens in left if tokens <= SHORT_PROMPT_TOKENS)
-    if left[-1] > SHORT_PROMPT_TOKENS:
-        rows += max(MIN_PREFILL_ROWS, int(speed * PREFILL_SLICE_S) if speed else 0)
+    if not decoding and left[0] > SHORT_PROMPT_TOKENS:
+        return most
+    rows = 0
+    for tokens in left:
+        if tokens > SHORT_PROMPT_TOKENS or (rows and rows + tokens > max(SHARED_PREFILL_ROWS, part)):
+            break
+        rows += tokens
+    if left[-1] > SHORT_PROMPT_TOKENS and decoding:
+        rows += max(MIN_PREFILL_ROWS, part)
     return min(most, rows)
 
 

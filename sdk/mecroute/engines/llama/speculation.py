@@ -25,8 +25,10 @@ Speculation = Literal["off", "prompt-lookup", "draft"]
 MAX_DRAFT_TOKENS = 8
 #: Rows that drafts may add to a step; logits of so many more rows have room in the context.
 MAX_DRAFT_ROWS = 16
-#: While nobody knows what a further row costs: enough to find out, and little to lose.
+#: While nobody knows what a further row costs: enough to find out, and little to lose where guesses have been
+#: as good as this.
 PROBE_TOKENS = 3
+PROBE_PROBABILITY = 0.7
 #: A request whose drafts did not pay has one tried again after so many tokens, then after twice as many…
 FIRST_PROBE_TOKENS = 32
 #: How much better than plain decoding it must promise to be.
@@ -166,7 +168,7 @@ class Speculator:
         if limit < 1:
             return 0
         if self._cost.per_row_s is None:
-            return min(PROBE_TOKENS, limit) if state.acceptance.probability >= 0.5 else 0
+            return min(PROBE_TOKENS, limit) if state.acceptance.probability >= PROBE_PROBABILITY else 0
         speed = self._drafting.per_s
         length = draft_length(
             state.acceptance.probability,
@@ -205,8 +207,8 @@ class Speculator:
         draft = sequence.draft
         if not draft:
             if state.guess is not None:
-                right = state.guess == chosen[0]
-                state.acceptance.add(int(right), wrong=not right)
+                hit = state.guess == chosen[0]
+                state.acceptance.add(int(hit), wrong=not hit)
             return
         right = sum(1 for guess, token in zip(draft, chosen, strict=False) if guess == token)
         wrong = right < len(chosen) and right < len(draft)

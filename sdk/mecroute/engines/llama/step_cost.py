@@ -8,8 +8,8 @@ import math
 _KEEP = 0.97
 #: Rows must have varied by about this much (standard deviation) before a slope is read off them.
 _MIN_SPREAD = 0.5
-#: Steps that a measured slope is good for; by then the machine may be another.
-_VALID_STEPS = 2000
+#: Steps that a measured slope is good for: other work on the machine may have spoilt it, or the load changed.
+_VALID_STEPS = 400
 #: A step that took this many times what was expected says something about the machine's other work.
 _OUTLIER = 3.0
 #: What is less likely than this is not drafted even where rows cost nothing.
