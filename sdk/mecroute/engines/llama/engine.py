@@ -47,7 +47,7 @@ __all__ = [
 #: Rows of a batch. More does not make a prompt faster on a CPU, and holds up whoever joins meanwhile.
 N_BATCH = 512
 #: Memory for conversations that have left the KV memory, where nothing else is asked for.
-PREFIX_RAM_BYTES = 256 * 1024 * 1024
+PREFIX_RAM_BYTES = 64 * 1024 * 1024
 #: Texts to embed are cut off above this, because a text must fit one batch and buffers grow with it.
 MAX_EMBEDDING_TOKENS = 2048
 
@@ -122,12 +122,7 @@ class LlamaEngine:
         transfer = KvTransfer(context, memory, ram, n_ctx=self.n_ctx, sharing_any=sharing == "any")
         disk = None
         if prefix_disk is not None:
-            disk = PrefixDisk(
-                prefix_disk,
-                prepare=lambda: self.sessions.fit_and_layout(),
-                on_fetched=lambda: self._scheduler.look_again(),
-                n_vocab=self._model.n_vocab,
-            )
+            disk = PrefixDisk(prefix_disk, n_vocab=self._model.n_vocab)
         self._scheduler = Scheduler(
             self._model,
             context,
@@ -141,7 +136,7 @@ class LlamaEngine:
         self.sessions = Sessions(ModelFile(path), transfer, self._scheduler.on_engine, self._model.n_vocab)
         self._disk = disk
         if disk is not None:
-            disk.start()
+            disk.start(prepare=self.sessions.fit_and_layout, on_fetched=self._scheduler.look_again)
         self._embedders: list[Embedder] = []
         self._lock = threading.Lock()
         # Native code must not run on while the interpreter is torn down.
