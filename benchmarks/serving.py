@@ -6,6 +6,8 @@ Scenarios:
     arriving the same, with a system message that is new in every round: requests come with it together
     turns    three times as many conversations as slots, each of four turns, one turn of each after the other
     mixed    short chats while a prompt of about 4,000 tokens arrives every few seconds
+    repeat   the answer repeats a passage of the prompt: what speculation from the prompt does. Both servers
+             speculate, ours with prompt-lookup, theirs with ngram-simple; `plain` is ours without
 
 For each round both servers get the same prompts one after the other, in alternating order; figures are
 medians over the rounds, and each ratio is the median of the rounds' own ratios (ours / theirs).
@@ -27,7 +29,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,12 @@ def text(rng: random.Random, words: int) -> str:
 def prompts(scenario: str, count: int, seed: int) -> list[list[dict[str, str]]]:
     """The same prompts for both servers; new ones for every seed."""
     rng = random.Random(seed)
+    if scenario == "repeat":
+        passages = [text(rng, 60) for _ in range(count)]
+        return [
+            [{"role": "user", "content": f"Repeat this text, word for word, and nothing else:\n\n{passage}"}]
+            for passage in passages
+        ]
     system = text(random.Random(7 if scenario == "shared" else f"system {seed}"), 480)
     made = []
     for _ in range(count):
@@ -220,15 +228,17 @@ def compare(
             if number:  # the first round warms both up
                 figures[name].append(sample.figures())
     ours, theirs = figures["mecroute"], figures["llama-server"]
-    return {
-        "scenario": scenario,
-        "concurrency": concurrency,
-        "mecroute": {k: statistics.median(f[k] for f in ours) for k in ours[0]},
-        "llama-server": {k: statistics.median(f[k] for f in theirs) for k in theirs[0]},
-        "ratio": {
-            k: statistics.median(a[k] / b[k] for a, b in zip(ours, theirs, strict=True)) for k in ours[0]
-        },
-    }
+    row: dict[str, Any] = {"scenario": scenario, "concurrency": concurrency}
+    for name, rounds_of in figures.items():
+        row[name] = {k: statistics.median(f[k] for f in rounds_of) for k in ours[0]}
+    row["ratio"] = ratios(ours, theirs)
+    if "plain" in figures:
+        row["ratio to plain"] = ratios(ours, figures["plain"])
+    return row
+
+
+def ratios(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict[str, float]:
+    return {k: statistics.median(a[k] / b[k] for a, b in zip(ours, theirs, strict=True)) for k in ours[0]}
 
 
 def free_port() -> int:
@@ -244,7 +254,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a GGUF file with a chat template")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--concurrency", default="1,4,8,16")
-    parser.add_argument("--scenarios", default="fresh,shared,mixed")
+    parser.add_argument("--scenarios", default="fresh,shared,mixed,repeat")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--llama-server", type=Path, help="a built llama-server; default: build it")
     parser.add_argument("--json", action="store_true")
@@ -255,12 +265,12 @@ def main() -> None:
     concurrency = [int(part) for part in args.concurrency.split(",")]
     rows = []
     for scenario in args.scenarios.split(","):
-        levels = [4] if scenario == "mixed" else concurrency
+        levels = [4] if scenario == "mixed" else [1, 4] if scenario == "repeat" else concurrency
         parallel = max(levels) + (1 if scenario == "mixed" else 0)
         context = LONG_CONTEXT if scenario == "mixed" else CONTEXT
         ports = free_port(), free_port()
         urls = {"mecroute": f"http://127.0.0.1:{ports[0]}", "llama-server": f"http://127.0.0.1:{ports[1]}"}
-        commands = {
+        commands: dict[str, list[str]] = {
             "mecroute": [
                 sys.executable, "-m", "mecroute_cli", "serve", "--model", str(args.model),
                 "--port", str(ports[0]), "--threads", str(args.threads), "--ctx", str(context),
@@ -272,12 +282,19 @@ def main() -> None:
                 "-np", str(parallel), "--no-webui",
             ],
         }  # fmt: skip
-        models = {"mecroute": args.model.name.removesuffix(".gguf"), "llama-server": "any"}
+        if scenario == "repeat":
+            port = free_port()
+            urls["plain"] = f"http://127.0.0.1:{port}"
+            plain = [str(port) if part == str(ports[0]) else part for part in commands["mecroute"]]
+            commands["plain"] = plain
+            commands["mecroute"] = [*commands["mecroute"], "--speculation", "prompt-lookup"]
+            commands["llama-server"] += ["--spec-type", "ngram-simple"]
+        ours = args.model.name.removesuffix(".gguf")
+        models = {name: "any" if name == "llama-server" else ours for name in urls}
         logs = {name: Path(f".bench-{name}.log").absolute() for name in urls}
-        with (
-            server(commands["mecroute"], urls["mecroute"], logs["mecroute"]),
-            server(commands["llama-server"], urls["llama-server"], logs["llama-server"]),
-        ):
+        with ExitStack() as servers:
+            for name, url in urls.items():
+                servers.enter_context(server(commands[name], url, logs[name]))
             for level in levels:
                 row = compare(urls, models, scenario, level, args.rounds)
                 rows.append(row)
@@ -293,9 +310,12 @@ def show(row: dict[str, Any]) -> None:
     print(f"\n{row['scenario']}, concurrency {row['concurrency']}")
     for name in row["ratio"]:
         ours, theirs = row["mecroute"][name], row["llama-server"][name]
-        print(
+        line = (
             f"  {name:12} mecroute {ours:9.1f}   llama-server {theirs:9.1f}   ratio {row['ratio'][name]:.2f}"
         )
+        if "plain" in row:
+            line += f"   plain {row['plain'][name]:9.1f}   ratio {row['ratio to plain'][name]:.2f}"
+        print(line)
     sys.stdout.flush()
 
 

@@ -32,9 +32,13 @@ class Framing:
     end: bytes = b""
 
 
+#: `json.dumps` with such arguments makes an encoder at every call.
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
 def encode_json(value: dict[str, Any]) -> bytes:
     """Compact JSON in UTF-8."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    return _encode(value).encode()
 
 
 def encode_event(value: dict[str, Any]) -> bytes:

@@ -340,6 +340,8 @@ def _open_engine(ref: str, path: Path, settings: ServerSettings) -> LlamaEngine:
         name=ref,
         prefix_ram_bytes=settings.prefix_cache_memory_bytes,
         prefix_disk=settings.prefix_disk,
+        speculation=settings.speculation,
+        draft_model=settings.draft_model,
     )
     try:
         engine.warm_up()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mecroute.engines.llama.prefix_disk import PrefixDiskOptions
+from mecroute.engines.llama.speculation import Speculation, check_speculation
 from mecroute.errors import ConfigError
 from mecroute_registry.facts import parse_ref
 from mecroute_server.tls import Tls
@@ -42,6 +43,8 @@ class ServerSettings:
         parallel: sequences decoded at once, 1..256.
         gpu_layers: layers on the GPU; -1 is all of them.
         max_queue: requests that may wait per model, >= 0; the next one gets 429.
+        speculation: `prompt-lookup` or `draft`: guess tokens ahead where that is measured to pay.
+        draft_model: a small GGUF file with the vocabulary of the models served, for `draft`.
         max_body_bytes: the largest request body, >= 1024.
         max_session_bytes: the largest conversation that may be imported, >= 1024.
         prefix_cache_memory_bytes: for conversations that have left a model's KV memory, of each model, >= 0.
@@ -85,6 +88,8 @@ class ServerSettings:
     parallel: int = 8
     gpu_layers: int = 0
     max_queue: int = 64
+    speculation: Speculation = "off"
+    draft_model: Path | None = None
     max_body_bytes: int = 8_000_000
     max_session_bytes: int = 256_000_000
     prefix_cache_memory_bytes: int = 256_000_000
@@ -130,6 +135,7 @@ class ServerSettings:
         for name, value, low, high in bounds:
             if not low <= value <= high:
                 raise ConfigError(f"server {name} must be between {low} and {high}, not {value}")
+        check_speculation(self.speculation, self.draft_model)
         if not self.node or not self.node.isascii() or not self.node.isprintable():
             raise ConfigError(f"server node must be a printable ASCII name, not {self.node!r}")
         if any(not key.strip() for key in self.api_keys):

@@ -47,6 +47,14 @@ def serve(
     max_queue: Annotated[
         int | None, typer.Option("--max-queue", min=0, help="Waiting requests, then 429.")
     ] = None,
+    speculation: Annotated[
+        str | None,
+        typer.Option("--speculation", metavar="KIND", help="Guess ahead: off, prompt-lookup or draft."),
+    ] = None,
+    draft_model: Annotated[
+        Path | None,
+        typer.Option("--draft-model", metavar="FILE", help="A small GGUF model, for --speculation draft."),
+    ] = None,
     node: Annotated[str | None, typer.Option("--node", help="The node's name.")] = None,
     zone: Annotated[str | None, typer.Option("--zone", help="The edge zone it stands in.")] = None,
     region: Annotated[
@@ -86,6 +94,8 @@ def serve(
         "parallel": parallel,
         "gpu_layers": gpu_layers,
         "max_queue": max_queue,
+        "speculation": speculation,
+        "draft_model": draft_model,
         "node": node,
         "zone": zone,
         "region": region,
@@ -166,6 +176,8 @@ def settings_from(
         parallel=server.parallel,
         gpu_layers=server.gpu_layers,
         max_queue=server.max_queue,
+        speculation=server.speculation,
+        draft_model=server.draft_model,
         max_body_bytes=server.max_body_bytes,
         max_session_bytes=server.max_session_bytes,
     )

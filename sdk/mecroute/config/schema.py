@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -120,6 +120,10 @@ class ServerConfig(_Table):
     parallel: int = Field(default=8, ge=1, le=256, description="sequences decoded at once")
     gpu_layers: int = Field(default=0, ge=-1)
     max_queue: int = Field(default=64, ge=0, le=100_000)
+    speculation: Literal["off", "prompt-lookup", "draft"] = Field(
+        default="off", description="guess tokens ahead where that is measured to pay"
+    )
+    draft_model: Path | None = Field(default=None, description="a small GGUF file, for speculation = draft")
     max_body_bytes: int = Field(default=8_000_000, ge=1024)
     max_session_bytes: int = Field(
         default=256_000_000, ge=1024, description="the largest conversation that may be imported"

@@ -1,4 +1,4 @@
-"""What one step decodes: a token of every request that generates, and a slice of the waiting prompts."""
+"""What one step decodes: the next token of every request, its draft, and a slice of the prompts."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ class Batch:
     """The rows of a step, written into a context's buffers as it is made.
 
     Args:
-        context: it has room for a row of every running sequence.
+        context: it has room for a row of every running sequence, and for their drafts.
         running: at least one.
         prefill_speed: measured prompt tokens per second, or None.
 
     Attributes:
         rows: how many there are.
-        decoding: those of sequences that generate; they are the first.
+        generating: sequences that generate; their rows are the first.
+        decoding: how many rows those are, drafts included.
         choices: sequences that get a token from this step, each with the row whose logits it is chosen from;
-            those that generate are the first.
+            those that generate are the first. The rows of a draft follow that one.
 
     Not thread-safe.
     """
 
-    __slots__ = ("_prefills", "choices", "decoding", "rows")
+    __slots__ = ("_prefills", "choices", "decoding", "generating", "rows")
 
     def __init__(
         self, context: DecodeContext, running: Line[Sequence], *, prefill_speed: float | None
@@ -39,14 +40,16 @@ class Batch:
         for sequence in running:
             if sequence.next_token != PREFILLING:
                 slot = sequence.slot
-                tokens[rows] = sequence.next_token
-                positions[rows] = len(slot.tokens)
-                sequences[rows] = slot.id
-                wants_logits[rows] = 1
                 self.choices.append((sequence, rows))
-                rows += 1
+                for position, token in enumerate((sequence.next_token, *sequence.draft), len(slot.tokens)):
+                    tokens[rows] = token
+                    positions[rows] = position
+                    sequences[rows] = slot.id
+                    wants_logits[rows] = 1
+                    rows += 1
+        self.generating = len(self.choices)
         self.decoding = self.rows = rows
-        if rows < len(running):
+        if self.generating < len(running):
             waiting = [sequence for sequence in running if sequence.next_token == PREFILLING]
             self._add_prompts(context, waiting, prefill_speed)
 
@@ -85,12 +88,12 @@ class Batch:
     @property
     def prompts_complete(self) -> list[Sequence]:
         """Sequences whose whole prompt is in memory after this step, and was not before."""
-        return [sequence for sequence, _ in self.choices[self.decoding :]]
+        return [sequence for sequence, _ in self.choices[self.generating :]]
 
     def decoded(self) -> None:
-        """Note in the sequences' slots what the memory holds now; to be called when the step succeeded."""
-        for sequence, _ in self.choices[: self.decoding]:
-            sequence.slot.tokens.append(sequence.next_token)
+        """Note in the slots what the memory holds after the step has succeeded, drafts included."""
+        for sequence, _ in self.choices[: self.generating]:
+            sequence.slot.tokens += (sequence.next_token, *sequence.draft)
         for sequence, count in self._prefills:
             done = len(sequence.slot.tokens)
             sequence.slot.tokens.extend(sequence.prompt[done : done + count])

@@ -10,6 +10,7 @@ from mecroute.engines.llama.generation import wake
 from mecroute.engines.llama.logprobs import token_logprob
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.sequence import Sequence
+from mecroute.engines.llama.speculation import Speculator
 from mecroute.errors import InvalidRequestError
 
 
@@ -19,26 +20,62 @@ class TokenChooser:
     Args:
         model: the weights, which must outlive this.
         context: what the step was decoded on.
+        speculator: told which drafts were right; None: there are none.
 
     Not thread-safe: only the engine's thread uses it.
     """
 
-    def __init__(self, model: LlamaModel, context: DecodeContext) -> None:
+    def __init__(
+        self, model: LlamaModel, context: DecodeContext, *, speculator: Speculator | None = None
+    ) -> None:
         self._model = model
         self._context = context
+        self._speculator = speculator
         self._pieces: dict[int, bytes | None] = {}
 
-    def choose(self, batch: Batch) -> list[Sequence]:
-        """Give every sequence of a decoded batch its token, and wake the readers.
+    def choose(self, batch: Batch) -> tuple[list[Sequence], int]:
+        """Give every sequence of a decoded batch its token, and more where its draft was right; wake readers.
 
         Returns:
-            The sequences whose answers are complete, or failed.
+            The sequences whose answers are complete, or failed; and how many tokens were chosen.
         """
-        finished = [sequence for sequence, row in batch.choices if self._choose(sequence, row)]
+        finished: list[Sequence] = []
+        chosen = 0
+        for at, (sequence, row) in enumerate(batch.choices):
+            speculates = self._speculator is not None and at < batch.generating
+            tokens, complete = self._choose_run(sequence, row) if speculates else self._choose(sequence, row)
+            chosen += tokens
+            if complete:
+                finished.append(sequence)
         wake([sequence.generation for sequence, _ in batch.choices])
-        return finished
+        return finished, chosen
 
-    def _choose(self, sequence: Sequence, row: int) -> bool:
+    def _choose_run(self, sequence: Sequence, row: int) -> tuple[int, bool]:
+        """Choose tokens as long as they are the drafted ones, and one more; forget the rest."""
+        assert self._speculator is not None
+        draft = sequence.draft
+        tokens: list[int] = []
+        complete = False
+        while True:
+            chosen, complete = self._choose(sequence, row + len(tokens))
+            if chosen:
+                tokens.append(sequence.next_token)
+            at = len(tokens) - 1
+            if complete or at >= len(draft) or draft[at] != tokens[at]:
+                break
+        if tokens:
+            self._speculator.verified(sequence, tokens)
+        # Where the last token ended the answer nobody needs to know whether the memory holds it.
+        wrong = len(draft) - max(0, len(tokens) - 1)
+        if wrong:
+            slot = sequence.slot
+            del slot.tokens[-wrong:]
+            self._context.keep_prefix(slot.id, len(slot.tokens))
+        sequence.draft = []
+        return len(tokens), complete
+
+    def _choose(self, sequence: Sequence, row: int) -> tuple[int, bool]:
+        """Choose one token; returns how many (0: it failed), and whether the answer is complete."""
         context, sampler = self._context, sequence.sampler
         if sampler.constrained is None:
             token = context.sample(sampler.handle, row)
@@ -47,13 +84,13 @@ class TokenChooser:
                 token = sampler.constrained.choose(context.logits(row, self._model.n_vocab))
             except InvalidRequestError as error:
                 sequence.generation.fail(error)
-                return True
+                return 0, True
         pieces = self._pieces
         piece = pieces[token] if token in pieces else self._learn_piece(token)
         if sequence.top_logprobs is not None and piece is not None:
             logits = context.logits(row, self._model.n_vocab)
             sequence.note(token_logprob(logits, token, sequence.top_logprobs, self._model.spell), piece)
-        return sequence.accept(token, piece, time.perf_counter())
+        return 1, sequence.accept(token, piece, time.perf_counter())
 
     def _learn_piece(self, token: int) -> bytes | None:
         piece = None if self._model.is_end(token) else self._model.piece(token)

@@ -10,6 +10,7 @@ from typing import Any
 
 from mecroute.device.hardware import default_threads
 from mecroute.engines.llama.context import DecodeContext
+from mecroute.engines.llama.draft_model import DraftModel
 from mecroute.engines.llama.embedding import Embedder
 from mecroute.engines.llama.generation import (
     FinishReason,
@@ -30,6 +31,12 @@ from mecroute.engines.llama.residency import Residency
 from mecroute.engines.llama.sampling import GREEDY, SamplingParams
 from mecroute.engines.llama.scheduler import Scheduler
 from mecroute.engines.llama.sessions import ModelFile, Sessions
+from mecroute.engines.llama.speculation import (
+    MAX_DRAFT_ROWS,
+    Speculation,
+    Speculator,
+    check_speculation,
+)
 from mecroute.engines.llama.stats import EngineStats
 from mecroute.errors import InvalidRequestError, TierUnreachableError
 
@@ -69,10 +76,15 @@ class LlamaEngine:
             suffices. With less, requests wait until what they may come to need is free.
         prefix_ram_bytes: memory for conversations that have left the KV memory, ≥ 0.
         prefix_disk: a folder for those that have left that too; None: nothing is ever stored.
+        speculation: guess tokens ahead and verify several in one step, where that is measured to pay:
+            `prompt-lookup` guesses that what the prompt or the answer said goes on as it did there, `draft`
+            asks a small model. Nothing is guessed with a model whose memory cannot take tokens back.
+        draft_model: the small model's file, for `draft`; its vocabulary must be the model's.
 
     Raises:
-        ConfigError: that folder cannot be used.
-        InvalidModelFileError: the file cannot be loaded, or not with this context.
+        InvalidModelFileError: the file cannot be loaded, or not with this context; or the draft model's.
+        ConfigError: `draft` without a draft model, or a draft model without `draft`; or the folder of
+            `prefix_disk` cannot be used.
         MissingExtraError: the `device` extra is not installed.
 
     Thread-safe. Use it as a context manager, or call `close`; an engine that is garbage or still open at
@@ -92,7 +104,10 @@ class LlamaEngine:
         kv_tokens: int | None = None,
         prefix_ram_bytes: int = PREFIX_RAM_BYTES,
         prefix_disk: PrefixDiskOptions | None = None,
+        speculation: Speculation = "off",
+        draft_model: Path | None = None,
     ) -> None:
+        check_speculation(speculation, draft_model)
         path = Path(path)
         if prefix_disk is not None:
             check_folder(prefix_disk.folder)
@@ -104,16 +119,34 @@ class LlamaEngine:
         self.n_ctx = min(n_ctx, self._model.n_ctx_train or n_ctx)
         room = max(self.n_ctx, kv_tokens) if kv_tokens else self.n_ctx * n_parallel
         n_sequences = sequences_for(n_parallel, room)
+        speculates = speculation != "off" and self._model.can_drop_suffix
+        speculator: Speculator | None = None
         try:
+            if speculates:
+                drafter = None
+                if draft_model is not None:
+                    drafter = DraftModel(
+                        Path(draft_model),
+                        target=self._model,
+                        n_ctx=self.n_ctx,
+                        kv_tokens=room,
+                        n_sequences=n_sequences,
+                        n_threads=self.n_threads,
+                        n_gpu_layers=n_gpu_layers,
+                    )
+                speculator = Speculator(drafter)
             context = DecodeContext(
                 self._model,
                 n_ctx=room,
                 n_seq_max=n_sequences,
-                n_batch=max(N_BATCH, n_parallel),
-                n_outputs=n_sequences,  # llama.cpp reserves at least one for each sequence
+                n_batch=max(N_BATCH, n_parallel + MAX_DRAFT_ROWS),
+                # llama.cpp reserves at least one for each sequence.
+                n_outputs=max(n_sequences, n_parallel + (MAX_DRAFT_ROWS if speculates else 0)),
                 n_threads=self.n_threads,
             )
         except BaseException:
+            if speculator is not None:
+                speculator.close()
             self._model.close()
             raise
         sharing = self._model.prefix_sharing
@@ -131,6 +164,7 @@ class LlamaEngine:
             n_ctx=self.n_ctx,
             n_parallel=n_parallel,
             max_queue=max_queue,
+            speculator=speculator,
         )
         #: Takes conversations out of the KV memory and in again.
         self.sessions = Sessions(ModelFile(path), transfer, self._scheduler.on_engine, self._model.n_vocab)

@@ -55,6 +55,8 @@ class LlamaModel:
             # Cells that have left a sequence's window are given to others: only from its end on is the window
             # known to be whole.
             self.prefix_sharing = "whole"
+        #: Whether a sequence's last tokens can be taken back.
+        self.can_drop_suffix = self.prefix_sharing == "any"
         bos, eos = int(lib.llama_vocab_bos(self.vocab)), int(lib.llama_vocab_eos(self.vocab))
         self.bos_token = bos if bos >= 0 else None
         try:

@@ -23,6 +23,7 @@ from mecroute.engines.llama.request_queue import FairQueue
 from mecroute.engines.llama.residency import Residency
 from mecroute.engines.llama.sampling import Sampler
 from mecroute.engines.llama.sequence import PREFILLING, Sequence
+from mecroute.engines.llama.speculation import Speculator
 from mecroute.engines.llama.stats import EngineStats
 from mecroute.errors import (
     ContextLengthError,
@@ -54,6 +55,7 @@ class Scheduler:
         n_parallel: requests that run at a time.
         residency: what the context's KV cells hold; used by this alone from now on.
         max_queue: requests that may wait.
+        speculator: drafts tokens; closed with this. None: every token takes a step of its own.
 
     Thread-safe.
     """
@@ -68,6 +70,7 @@ class Scheduler:
         n_ctx: int,
         n_parallel: int,
         max_queue: int,
+        speculator: Speculator | None = None,
     ) -> None:
         self._model = model
         self._context = context
@@ -85,7 +88,8 @@ class Scheduler:
         self._leaders: set[Generation] = set()
         self._changed = threading.Condition()
         self._closing = False
-        self._chooser = TokenChooser(model, context)
+        self._chooser = TokenChooser(model, context, speculator=speculator)
+        self._speculator = speculator
         self._step_count = 0
         self._prefill_rate = Rate()
         self._decode_rate = Rate()
@@ -220,6 +224,8 @@ class Scheduler:
                 disk_hits=self._residency.spill.disk_hits,
                 disk_hit_tokens=self._residency.spill.disk_hit_tokens,
                 retry_after_s=self._retry_after_s() if full else 0.0,
+                drafted_tokens=self._speculator.drafted if self._speculator else 0,
+                accepted_tokens=self._speculator.accepted if self._speculator else 0,
             )
 
     def on_engine(self, work: Callable[[], _T]) -> Future[_T]:
@@ -253,6 +259,8 @@ class Scheduler:
             self._changed.notify()
         self._thread.join()
         self._context.close()
+        if self._speculator is not None:
+            self._speculator.close()
 
     def on_own_thread(self) -> bool:
         """Whether the caller is the engine's thread, which must not call `close`."""
@@ -361,6 +369,8 @@ class Scheduler:
     def _step(self) -> None:
         """Decode one batch, and give every request in it that can have one its next token."""
         self._step_count += 1
+        if self._speculator is not None:
+            self._speculator.draft(self._running)
         batch = Batch(self._context, self._running, prefill_speed=self._prefill_rate.per_s)
         started_at = time.perf_counter()
         status = self._context.decode(batch.rows)
@@ -369,10 +379,10 @@ class Scheduler:
             return
         batch.decoded()
         self._follow([sequence.generation for sequence in batch.prompts_complete])
-        finished = self._chooser.choose(batch)
-        self._tokens_total += len(batch.choices)
+        finished, chosen = self._chooser.choose(batch)
+        self._tokens_total += chosen
         if self._step_count > 1:  # the first one reads the weights from disk
-            self._measure(batch, len(finished), time.perf_counter() - started_at)
+            self._measure(batch, chosen, len(finished), time.perf_counter() - started_at)
         if finished:
             with self._changed:
                 for sequence in finished:
@@ -392,9 +402,12 @@ class Scheduler:
                 leader.followers = ()
                 self._leaders.discard(leader)
 
-    def _measure(self, batch: Batch, finished: int, took_s: float) -> None:
-        if batch.decoding:
-            self._decode_rate.add(1, took_s)
+    def _measure(self, batch: Batch, chosen: int, finished: int, took_s: float) -> None:
+        if batch.generating:
+            first_tokens = len(batch.choices) - batch.generating
+            self._decode_rate.add((chosen - first_tokens) / batch.generating, took_s)
+            if self._speculator is not None and not batch.prefilled:
+                self._speculator.measured(batch.rows, took_s)
         if batch.prefilled >= MEASURABLE_PREFILL_ROWS:
             self._prefill_rate.add(batch.prefilled, took_s)
         self._completion_rate.add(finished, took_s)

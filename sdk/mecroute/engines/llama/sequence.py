@@ -25,6 +25,7 @@ class Sequence:
     Attributes:
         prompt: its tokens.
         next_token: chosen, and to be decoded at the next step; `PREFILLING` before there is one.
+        draft: tokens that are guessed to follow `next_token`; they are decoded with it, and verified.
         room: KV cells it may come to hold.
         top_logprobs: as the request has it; unless None, `note` is called before `accept`.
 
@@ -33,8 +34,8 @@ class Sequence:
 
     __slots__ = (
         "_cached", "_completed", "_first_token_at", "_logprobs", "_max_tokens", "_noted_bytes",
-        "_shown_bytes", "_started_at", "_text", "_unreported", "generation", "next_token", "prompt", "room",
-        "sampler", "slot", "top_logprobs",
+        "_shown_bytes", "_started_at", "_text", "_unreported", "draft", "generation", "next_token", "prompt",
+        "room", "sampler", "slot", "top_logprobs",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +53,7 @@ class Sequence:
         self.prompt = prompt
         self.sampler = sampler
         self.next_token = PREFILLING
+        self.draft: list[int] = []
         self._max_tokens = generation.max_tokens
         self.room = len(prompt) + self._max_tokens
         self._cached = cached
@@ -81,6 +83,7 @@ class Sequence:
         Returns:
             Whether the answer is complete; its last event has then been pushed.
         """
+        self.next_token = token
         self._completed += 1
         self._unreported += 1
         if self._completed == 1:
@@ -107,7 +110,6 @@ class Sequence:
                 GenerationEvent(text, self._unreported, logprobs=self._take_logprobs(text, all=False))
             )
             self._unreported = 0
-        self.next_token = token
         return False
 
     def _take_logprobs(self, text: str, *, all: bool) -> tuple[TokenLogprob, ...]:
@@ -123,6 +125,11 @@ class Sequence:
     def completed(self) -> int:
         """Tokens generated so far."""
         return self._completed
+
+    @property
+    def left(self) -> int:
+        """Tokens that may still be generated."""
+        return self._max_tokens - self._completed
 
     def _usage(self, now: float) -> Usage:
         return Usage(

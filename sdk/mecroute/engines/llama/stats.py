@@ -27,6 +27,8 @@ class EngineStats:
         disk_hits: times that a conversation came back from the disk since the start.
         disk_hit_tokens: its tokens, each time.
         retry_after_s: when a request refused now is worth repeating; 0 if it would be accepted.
+        drafted_tokens: tokens guessed ahead and verified since the start; 0 without speculation.
+        accepted_tokens: those of them that were right, each of which saved a step.
     """
 
     running: int
@@ -46,8 +48,11 @@ class EngineStats:
     disk_hits: int
     disk_hit_tokens: int
     retry_after_s: float
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def prefix_hit_rate(self) -> float | None:
         """Share of the prompt tokens that were not computed again; None before there are any."""
         return self.prefix_hit_tokens / self.prompt_tokens_total if self.prompt_tokens_total else None
+
