@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from mecroute.engines.llama import GREEDY, Generation, GenerationRequest, LlamaEngine
 from mecroute.engines.llama.context import DecodeContext
+from mecroute.engines.llama.prefix_disk import PrefixDisk, PrefixDiskOptions
 from mecroute.engines.llama.submitter import Submitter
 from mecroute.errors import DeadlineExceededError, TierError
 from support.oracle import Oracle
@@ -207,8 +209,21 @@ def test_closing_fails_those_that_wait(engine: MakeEngine, gate: Gate) -> None:
         text(second)
 
 
-def test_random_conversations_say_what_they_say_alone(engine: MakeEngine, oracle: Oracle) -> None:
-    """Shared beginnings, cancels and a tight memory: the text never depends on what was cached."""
+def test_a_step_without_room_makes_some_and_goes_on(engine: MakeEngine, gate: Gate, oracle: Oracle) -> None:
+    one = engine(n_parallel=1, n_ctx=1024)
+    ((prompt, answer),) = oracle.decided(((*SYSTEM[:100], at) for at in range(3, 300)), 1, 8)
+    assert text(one.submit(ask(SYSTEM[200:400])))
+    gate.status = 1
+    assert text(one.submit(ask(prompt))) == answer
+    assert one.stats().prefix_evictions == 1
+
+
+@pytest.mark.parametrize("ram_bytes", [0, 500_000, 100_000_000])
+def test_random_conversations_say_what_they_say_alone(
+    engine: MakeEngine, oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ram_bytes: int
+) -> None:
+    """Shared beginnings, cancels and a tight memory: the text never depends on what was cached, or where."""
+    monkeypatch.setattr(PrefixDisk, "_is_faster", lambda *_: True)
     rng = random.Random(3)
     beginnings = [SYSTEM[:100], SYSTEM[:230], (*SYSTEM[:150], *SYSTEM[300:400]), SYSTEM[50:90]]
 
@@ -217,7 +232,15 @@ def test_random_conversations_say_what_they_say_alone(engine: MakeEngine, oracle
             yield (*rng.choice(beginnings), *(rng.randint(261, 300) for _ in range(rng.randint(1, 30))))
 
     decided = oracle.decided(prompts(), 40, 12)
-    one = engine(n_parallel=4, n_ctx=300, kv_tokens=900, max_queue=1000)
+    disk = PrefixDiskOptions(tmp_path, max_bytes=2_000_000, min_tokens=50)
+    one = engine(
+        n_parallel=4,
+        n_ctx=300,
+        kv_tokens=900,
+        max_queue=1000,
+        prefix_ram_bytes=ram_bytes,
+        prefix_disk=disk,
+    )
     wrong: list[str] = []
 
     def caller(seed: int) -> None:
@@ -243,4 +266,7 @@ def test_random_conversations_say_what_they_say_alone(engine: MakeEngine, oracle
     assert (stats.running, stats.queued) == (0, 0)
     assert stats.kv_used_tokens == stats.kv_cached_tokens <= 900
     assert stats.prefix_evictions
+    assert bool(stats.prefix_recalls) == bool(ram_bytes)
+    assert bool(stats.disk_hits) == (ram_bytes < 100_000_000)
+    assert sum(path.stat().st_size for path in tmp_path.glob("*/*.kv")) <= 2_000_000
     assert stats.prefix_hit_tokens > stats.prompt_tokens_total / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -11,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Never
 
 import pytest
 
@@ -61,6 +61,10 @@ def wait_for(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < ends_at
         time.sleep(0.01)
+
+
+def opened(engine: LlamaEngine) -> None:
+    wait_for(lambda: engine.disk_is_open)
 
 
 def files(folder: Path) -> list[Path]:
@@ -115,7 +119,7 @@ def test_ram_is_bounded_and_the_oldest_goes() -> None:
 def test_a_conversation_survives_a_restart(engine: MakeEngine, talks: Asked, tmp_path: Path) -> None:
     folder = tmp_path / "kept"
     first = engine(n_parallel=2, n_ctx=512, prefix_disk=options(folder))
-    wait_for(lambda: first.disk_is_open)
+    opened(first)
     for prompt, answer in talks[:3]:
         assert ask(first, prompt) == (answer, 0)
     first.close()
@@ -124,7 +128,7 @@ def test_a_conversation_survives_a_restart(engine: MakeEngine, talks: Asked, tmp
     assert folder.stat().st_mode & 0o777 == 0o700
 
     again = engine(n_parallel=2, n_ctx=512, prefix_disk=options(folder))
-    wait_for(lambda: again.disk_is_open)
+    opened(again)
     for prompt, answer in talks[:3]:
         assert ask(again, prompt) == (answer, 149)
     assert ask(again, talks[3][0]) == (talks[3][1], 0)
@@ -138,7 +142,7 @@ def test_requests_that_want_the_same_file_read_it_once(
 ) -> None:
     prompt, answer = talks[0]
     first = engine(n_ctx=512, prefix_disk=options(tmp_path))
-    wait_for(lambda: first.disk_is_open)
+    opened(first)
     ask(first, prompt)
     first.close()
     gate, reads, read = threading.Event(), [], PrefixFolder.read
@@ -150,7 +154,7 @@ def test_requests_that_want_the_same_file_read_it_once(
 
     monkeypatch.setattr(PrefixFolder, "read", slowly)
     again = engine(n_parallel=4, n_ctx=512, prefix_disk=options(tmp_path))
-    wait_for(lambda: again.disk_is_open)
+    opened(again)
     generations = [again.submit(GenerationRequest(prompt, 8, GREEDY)) for _ in range(4)]
     wait_for(lambda: again.stats().running == 4)
     generations[0].cancel()
@@ -165,7 +169,7 @@ def test_a_disk_that_hangs_is_not_waited_for(
 ) -> None:
     prompt, answer = talks[0]
     first = engine(n_ctx=512, prefix_disk=options(tmp_path))
-    wait_for(lambda: first.disk_is_open)
+    opened(first)
     ask(first, prompt)
     first.close()
     gate, read = threading.Event(), PrefixFolder.read
@@ -178,7 +182,7 @@ def test_a_disk_that_hangs_is_not_waited_for(
     monkeypatch.setattr("mecroute.engines.llama.awaiting.DISK_PATIENCE_S", 0.1)
     monkeypatch.setattr("mecroute.engines.llama.residency.DISK_PATIENCE_S", 0.1)
     again = engine(n_ctx=512, prefix_disk=options(tmp_path))
-    wait_for(lambda: again.disk_is_open)
+    opened(again)
     assert ask(again, prompt) == (answer, 0)
     gate.set()
 
@@ -188,7 +192,7 @@ def test_a_damaged_file_is_removed_and_computed_instead(
     engine: MakeEngine, talks: Asked, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = engine(n_ctx=512, prefix_disk=options(tmp_path))
-    wait_for(lambda: first.disk_is_open)
+    opened(first)
     for prompt, _ in talks[:2]:
         ask(first, prompt)
     first.close()
@@ -211,7 +215,7 @@ def test_a_damaged_file_is_removed_and_computed_instead(
     foreign.write_text("not ours")
     caplog.clear()
     again = engine(n_ctx=512, prefix_disk=options(tmp_path))
-    wait_for(lambda: again.disk_is_open)
+    opened(again)
     answers = [ask(again, prompt) for prompt, _ in talks[:2]]
     assert [text for text, _ in answers] == [answer for _, answer in talks[:2]]
     assert sorted(cached for _, cached in answers) == [0, 149]
@@ -220,30 +224,37 @@ def test_a_damaged_file_is_removed_and_computed_instead(
         assert f"removing {one} from the prefix cache" in caplog.text
 
 
+def test_a_forgotten_engine_with_a_disk_is_closed(random_model: Path, talks: Asked, tmp_path: Path) -> None:
+    one = LlamaEngine(random_model, n_threads=1, n_ctx=512, prefix_disk=options(tmp_path))
+    opened(one)
+    ask(one, talks[0][0])
+    del one
+    gc.collect()
+    assert not [thread for thread in threading.enumerate() if "prefix-disk" in thread.name]
+    assert len(files(tmp_path)) == 1
+
+
 def test_the_folder_is_bounded(engine: MakeEngine, talks: Asked, tmp_path: Path) -> None:
     probe = engine(n_ctx=512, prefix_disk=options(tmp_path / "probe"))
-    wait_for(lambda: probe.disk_is_open)
+    opened(probe)
     ask(probe, talks[0][0])
     probe.close()
     size = files(tmp_path / "probe")[0].stat().st_size
 
     folder = tmp_path / "bounded"
     one = engine(n_ctx=512, prefix_ram_bytes=0, prefix_disk=options(folder, max_bytes=int(3.5 * size)))
-    wait_for(lambda: one.disk_is_open)
+    opened(one)
     for prompt, _ in talks:
         ask(one, prompt)
     one.close()
     assert len(files(folder)) == 3
     again = engine(n_ctx=512, prefix_disk=options(folder))
-    wait_for(lambda: again.disk_is_open)
+    opened(again)
     assert [ask(again, prompt)[1] for prompt, _ in talks] == [0] * 5 + [149] * 3
 
 
 def test_what_is_sooner_computed_is_not_read(tmp_path: Path) -> None:
-    def never() -> Never:
-        raise AssertionError
-
-    disk = PrefixDisk(options(tmp_path), prepare=never, on_fetched=never, n_vocab=320)
+    disk = PrefixDisk(options(tmp_path), n_vocab=320)
     stored = Stored(tmp_path / "x", 10_000_000)  # 0.1 s at the rate assumed at first
     assert _is_faster(disk, stored, 100, 900.0)
     assert not _is_faster(disk, stored, 100, 1100.0)
@@ -252,7 +263,7 @@ def test_what_is_sooner_computed_is_not_read(tmp_path: Path) -> None:
 
 def test_short_conversations_are_not_stored(engine: MakeEngine, tmp_path: Path) -> None:
     one = engine(n_ctx=512, prefix_disk=options(tmp_path))
-    wait_for(lambda: one.disk_is_open)
+    opened(one)
     ask(one, (270,) * 80)
     one.close()
     assert files(tmp_path) == []

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 #: Memory for conversations that have left the KV memory, where nothing else is asked for.
-PREFIX_RAM_BYTES = 256 * 1024 * 1024
+PREFIX_RAM_BYTES = 64 * 1024 * 1024
 #: Texts to embed are cut off above this, because a text must fit one batch and buffers grow with it.
 MAX_EMBEDDING_TOKENS = 2048
 

@@ -77,7 +77,7 @@ def open_speculator(
             target=model,
             n_ctx=options.n_ctx,
             kv_tokens=options.kv_tokens,
-            n_sequences=options.n_parallel,
+            n_sequences=sequences_for(options.n_parallel, options.kv_tokens),
             n_threads=options.n_threads,
             n_gpu_layers=n_gpu_layers,
         )
@@ -107,23 +107,16 @@ def open_lane(
     memory, ram = _memory(model, context, options), PrefixRam(ram_bytes)
     sharing_any = model.prefix_sharing == "any"
     transfer = KvTransfer(context, memory, ram, n_ctx=options.n_ctx, sharing_any=sharing_any)
-    made: list[Lane] = []
     disk = None
     if disk_options is not None:
-        disk = PrefixDisk(
-            disk_options,
-            prepare=lambda: made[0].sessions.fit_and_layout(),
-            on_fetched=lambda: made[0].scheduler.look_again(),
-            n_vocab=model.n_vocab,
-        )
+        disk = PrefixDisk(disk_options, n_vocab=model.n_vocab)
     scheduler = _scheduler(
         model, context, options, Residency(memory, KvSpill(memory, transfer, ram, disk)), speculator
     )
     sessions = Sessions(ModelFile(path), transfer, scheduler.on_engine, model.n_vocab)
-    made.append(Lane(scheduler, sessions, disk))
     if disk is not None:
-        disk.start()
-    return made[0]
+        disk.start(prepare=sessions.fit_and_layout, on_fetched=scheduler.look_again)
+    return Lane(scheduler, sessions, disk)
 
 
 def open_adapter_lane(model: LlamaModel, options: LaneOptions, applied: Adapters) -> Scheduler:

@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 MAX_BACKLOG_BYTES = 256 * 1024 * 1024
 #: How fast a conversation comes back, until it has been measured.
 _UNMEASURED_BYTES_PER_S = 100e6
+_CLOSE_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,6 @@ class PrefixDisk:
 
     Args:
         options: where and what.
-        prepare: called once in that thread; says which snapshots fit, and how their state looks.
-        on_fetched: called in that thread when a fetch is over.
         n_vocab: size of the vocabulary.
 
     Raises:
@@ -77,34 +76,36 @@ class PrefixDisk:
     Thread-safe.
     """
 
-    def __init__(
-        self,
-        options: PrefixDiskOptions,
-        *,
-        prepare: Callable[[], tuple[Fit, StateLayout]],
-        on_fetched: Callable[[], None],
-        n_vocab: int,
-    ) -> None:
+    def __init__(self, options: PrefixDiskOptions, *, n_vocab: int) -> None:
         check_folder(options.folder)
         self._options = options
-        self._prepare = prepare
-        self._on_fetched = on_fetched
         self._n_vocab = n_vocab
         self._lock = threading.Lock()
         self._index: RadixTree[Stored] = RadixTree()
         self._by_path: dict[Path, Stored] = {}
         self._fetches: dict[Stored, Fetch] = {}
         self._rate = Rate(memory_s=1.0)
-        self._work: queue.SimpleQueue[Callable[[PrefixFolder], None] | None] = queue.SimpleQueue()
+        #: Calls for the own thread; true where the engine is to look again afterwards.
+        self._work: queue.SimpleQueue[Callable[[PrefixFolder], bool] | None] = queue.SimpleQueue()
         self._backlog = 0
         self._fit: Fit | None = None
         self._layout: StateLayout | None = None
         self.hits = 0
         self.hit_tokens = 0
-        self._thread = threading.Thread(target=self._run, name="mecroute-prefix-disk", daemon=True)
+        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Begin to look what is there; until that is done nothing is found and nothing is kept."""
+    def start(
+        self, *, prepare: Callable[[], tuple[Fit, StateLayout]], on_fetched: Callable[[], None]
+    ) -> None:
+        """Begin to look what is there; until that is done nothing is found and nothing is kept.
+
+        Args:
+            prepare: called once in the own thread; says which snapshots fit, and how their state looks.
+            on_fetched: called in that thread whenever a fetch is over.
+        """
+        self._thread = threading.Thread(
+            target=self._run, args=(prepare, on_fetched), name="mecroute-prefix-disk", daemon=True
+        )
         self._thread.start()
 
     @property
@@ -172,16 +173,19 @@ class PrefixDisk:
         self._work.put(lambda folder: self._write(folder, taken))
 
     def close(self) -> None:
-        """Write what is waiting and end the thread; a second call does nothing."""
-        if self._thread.is_alive():
+        """Write what is waiting and end the thread; a second call does nothing.
+
+        A disk that hangs is left to itself after a while.
+        """
+        if self._thread is not None and self._thread.is_alive():
             self._work.put(None)
-            self._thread.join()
+            self._thread.join(_CLOSE_PATIENCE_S)
 
     # The own thread's side
 
-    def _run(self) -> None:
+    def _run(self, prepare: Callable[[], tuple[Fit, StateLayout]], on_fetched: Callable[[], None]) -> None:
         try:
-            fit, self._layout = self._prepare()
+            fit, self._layout = prepare()
             folder = PrefixFolder(self._options.folder, max_bytes=self._options.max_bytes, fit=fit)
             for path, head in folder.scan():
                 self._add(path, head.tokens)
@@ -190,16 +194,17 @@ class PrefixDisk:
             return
         self._fit = fit
         while (work := self._work.get()) is not None:
-            work(folder)
+            if work(folder):
+                on_fetched()
 
-    def _write(self, folder: PrefixFolder, taken: Taken) -> None:
+    def _write(self, folder: PrefixFolder, taken: Taken) -> bool:
         assert self._fit is not None
         path = folder.write(KvSnapshot(self._fit, taken.tokens, taken.state, taken.keys, taken.session))
         with self._lock:
             self._backlog -= len(taken.state)
             replaced = [one for one in self._index.ending_on(taken.tokens) if one.path != path]
         if path is None:
-            return
+            return False
         # What the conversation was before it went on is part of what it is now.
         for stored in replaced:
             self._drop(stored)
@@ -209,8 +214,9 @@ class PrefixDisk:
             gone = [stored for stored in self._by_path.values() if not stored.path.exists()]
         for stored in gone:
             self._drop(stored)
+        return False
 
-    def _read(self, folder: PrefixFolder, fetch: Fetch) -> None:
+    def _read(self, folder: PrefixFolder, fetch: Fetch) -> bool:
         snapshot = folder.read(fetch.stored.path)
         if snapshot is not None and (flaw := self._flaw_in(snapshot)) is not None:
             folder.remove(fetch.stored.path, because=ValueError(flaw))
@@ -221,7 +227,7 @@ class PrefixDisk:
             self._fetches.pop(fetch.stored, None)
         fetch.snapshot = snapshot
         fetch.is_over = True
-        self._on_fetched()
+        return True
 
     def _flaw_in(self, snapshot: KvSnapshot) -> str | None:
         assert self._layout is not None

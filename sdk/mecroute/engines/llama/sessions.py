@@ -38,6 +38,7 @@ class ModelFile:
         """
         with self._lock:
             if self._digest is None:
+                found = ""
                 try:
                     with self._path.open("rb") as file:
                         found = hashlib.file_digest(file, "sha256").hexdigest()
