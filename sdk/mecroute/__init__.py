@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from mecroute.errors import MecrouteError
     from mecroute.outcome import Outcome, Provenance, Segment
     from mecroute.requirements import Requirements
-    from mecroute.results import ChatCompletion, ChatCompletionChunk, CreateEmbeddingResponse
+    from mecroute.results import (
+        ChatCompletion,
+        ChatCompletionChunk,
+        Classification,
+        CreateEmbeddingResponse,
+        InferResult,
+    )
     from mecroute.streams import AsyncStream, Stream
     from mecroute.target import Target
 
@@ -32,10 +38,12 @@ _HOMES = {
     "Candidate": "decision",
     "ChatCompletion": "results",
     "ChatCompletionChunk": "results",
+    "Classification": "results",
     "Client": "client",
     "Config": "config",
     "CreateEmbeddingResponse": "results",
     "Decision": "decision",
+    "InferResult": "results",
     "MecrouteError": "errors",
     "Outcome": "outcome",
     "Provenance": "outcome",
@@ -54,10 +62,12 @@ __all__ = [
     "Candidate",
     "ChatCompletion",
     "ChatCompletionChunk",
+    "Classification",
     "Client",
     "Config",
     "CreateEmbeddingResponse",
     "Decision",
+    "InferResult",
     "MecrouteError",
     "Outcome",
     "Provenance",
