@@ -59,6 +59,11 @@ class LoadedModel:
         self.worth = 0.0
         self._on_idle = on_idle
         self._loaded_at = time.monotonic()
+        #: Set when the engine is closed and its memory free.
+        self.closed = asyncio.Event()
+        #: When its last request ended, as the loop's clock has it, and what looks after that.
+        self.idle_at = 0.0
+        self.idle_timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
