@@ -208,6 +208,8 @@ class ModelSlot:
     unwanted: asyncio.Event = field(default_factory=asyncio.Event)
     #: About to make room for another: what it does it ends, and new requests wait for it to come back.
     leaving: bool = False
+    #: What an ONNX model could be asked for when it was last in memory, where nothing else says it.
+    seen_tasks: tuple[Task, ...] = ("infer",)
     #: How long its last load took, also once it has left memory.
     last_load_s: float | None = None
     #: time.monotonic() of the last failure.
@@ -239,7 +241,9 @@ class ModelSlot:
             return self.model.tasks
         if not self.is_onnx:
             return ("chat", "completion", "embed")
-        engine = self.loaded.engine if self.loaded is not None else None
+        if self.loaded is None:
+            return self.seen_tasks
+        engine = self.loaded.engine
         if getattr(engine, "encoder", None) is not None:
             return ("embed", "infer")
         return ("classify", "infer") if getattr(engine, "classifier", None) is not None else ("infer",)
