@@ -391,6 +391,7 @@ class EnginePool:
             self.residency.appraise(slot, loaded)
             previous, slot.loaded = slot.loaded, loaded
             slot.model = model
+            slot.seen_tasks = slot.tasks
             self.loads[slot.ref] += 1
             self.load_seconds[slot.ref] += load_s
             slot.last_load_s = round(load_s, 3)

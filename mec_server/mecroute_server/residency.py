@@ -58,6 +58,8 @@ class Residency:
         )
         #: Since the start, by reference and by what for: `memory` or `idle`.
         self.evictions: Counter[tuple[str, str]] = Counter()
+        #: Engines that have left their slots and are not closed yet.
+        self._retiring: set[LoadedModel] = set()
         #: The node is stopping: nothing is to make room for anything any more.
         self.closing = asyncio.Event()
 
@@ -104,6 +106,7 @@ class Residency:
                     other.leaving = False
 
     def _choose_victims(self, slot: ModelSlot, need: Footprint) -> list[tuple[ModelSlot, LoadedModel]]:
+        """Who has to leave; nobody where it is enough to wait for one that is being closed."""
         there = {
             other.loaded: other
             for other in self._ready()
@@ -123,6 +126,8 @@ class Residency:
         if chosen is not None:
             keys = [candidate.key for candidate in chosen]
             return [(other, loaded) for loaded, other in there.items() if loaded in keys]
+        if self._retiring:
+            return []
         if self.budget.fits(need, list(there)):
             raise NodeNotReadyError(
                 f"there is no room for '{slot.ref}' while other models are being deployed",
@@ -136,6 +141,8 @@ class Residency:
 
     async def _ask_to_leave(self, victims: list[tuple[ModelSlot, LoadedModel]]) -> None:
         """Wait until models that serve have had their turn, and then until they have nothing left to do."""
+        for loaded in [] if victims else list(self._retiring)[:1]:
+            await loaded.closed.wait()
         for _, loaded in victims:
             await loaded.turn_over(self._turn_s(loaded))
         for other, _ in victims:
@@ -149,7 +156,7 @@ class Residency:
     async def _evict(self, slot: ModelSlot, loaded: LoadedModel, reason: str, detail: str) -> None:
         """Close an engine that nothing uses."""
         if slot.loaded is not loaded:
-            return
+            return  # an operator has taken it out meanwhile
         slot.take_out(detail)
         self.evictions[slot.ref, reason] += 1
         _log.info("%s left memory: %s", slot.ref, detail)
@@ -157,17 +164,31 @@ class Residency:
 
     def idle(self, slot: ModelSlot, loaded: LoadedModel) -> None:
         """A model has nothing to do: unload it when that stays so for as long as it is kept."""
+        loaded.idle_at = asyncio.get_running_loop().time()
+        self._watch_idle(slot, loaded)
+
+    def _watch_idle(self, slot: ModelSlot, loaded: LoadedModel) -> None:
         keep_s = self._settings.keep_alive_s if slot.keep_alive_s is None else slot.keep_alive_s
         if keep_s is None or math.isinf(keep_s) or slot.pinned or slot.loaded is not loaded:
             return
-        uses = loaded.uses
+        loop, due_at = asyncio.get_running_loop(), loaded.idle_at + keep_s
+        timer = loaded.idle_timer
+        # One timer for a model, however many requests it has: it looks again when it is early.
+        if timer is not None and timer.when() <= due_at:
+            return
+        if timer is not None:
+            timer.cancel()
 
         def look() -> None:
-            still = slot.loaded is loaded and loaded.uses == uses and not loaded.in_flight
-            if still and not slot.pinned and not slot.lock.locked() and not self.closing.is_set():
+            loaded.idle_timer = None
+            if loaded.in_flight or slot.lock.locked() or self.closing.is_set():
+                return  # whatever goes on ends with another look, or with this engine
+            if loop.time() < due_at or loaded.idle_at + keep_s > due_at:
+                self._watch_idle(slot, loaded)
+            elif slot.loaded is loaded and not slot.pinned:
                 self._spawn(self._evict(slot, loaded, "idle", f"idle for {keep_s:g} s"))
 
-        asyncio.get_running_loop().call_later(keep_s, look)
+        loaded.idle_timer = loop.call_at(due_at, look)
 
     def keep(self, slot: ModelSlot, seconds: float) -> None:
         """Keep a model for so long after its last request, in place of the node's setting.
@@ -178,10 +199,15 @@ class Residency:
         """
         slot.keep_alive_s = seconds
         if slot.loaded is not None and not slot.loaded.in_flight:
-            self.idle(slot, slot.loaded)
+            self._watch_idle(slot, slot.loaded)
 
     async def retire(self, loaded: LoadedModel) -> None:
         """Close an engine that has left its slot, when its last request has ended."""
-        await loaded.drained()
-        await asyncio.to_thread(loaded.engine.close)
-        self.budget.release(loaded)
+        self._retiring.add(loaded)
+        try:
+            await loaded.drained()
+            await asyncio.to_thread(loaded.engine.close)
+        finally:
+            self._retiring.discard(loaded)
+            self.budget.release(loaded)
+            loaded.closed.set()

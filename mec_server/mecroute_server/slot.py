@@ -59,6 +59,11 @@ class LoadedModel:
         self.worth = 0.0
         self._on_idle = on_idle
         self._loaded_at = time.monotonic()
+        #: Set when the engine is closed and its memory free.
+        self.closed = asyncio.Event()
+        #: When its last request ended, as the loop's clock has it, and what looks after that.
+        self.idle_at = 0.0
+        self.idle_timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -203,6 +208,8 @@ class ModelSlot:
     unwanted: asyncio.Event = field(default_factory=asyncio.Event)
     #: About to make room for another: what it does it ends, and new requests wait for it to come back.
     leaving: bool = False
+    #: What an ONNX model could be asked for when it was last in memory, where nothing else says it.
+    seen_tasks: tuple[Task, ...] = ("infer",)
     #: How long its last load took, also once it has left memory.
     last_load_s: float | None = None
     #: time.monotonic() of the last failure.
@@ -234,7 +241,9 @@ class ModelSlot:
             return self.model.tasks
         if not self.is_onnx:
             return ("chat", "completion", "embed")
-        engine = self.loaded.engine if self.loaded is not None else None
+        if self.loaded is None:
+            return self.seen_tasks
+        engine = self.loaded.engine
         if getattr(engine, "encoder", None) is not None:
             return ("embed", "infer")
         return ("classify", "infer") if getattr(engine, "classifier", None) is not None else ("infer",)

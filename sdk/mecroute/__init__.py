@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from mecroute.errors import MecrouteError
     from mecroute.outcome import Outcome, Provenance, Segment
     from mecroute.requirements import Requirements
-    from mecroute.results import ChatCompletion, ChatCompletionChunk, CreateEmbeddingResponse
+    from mecroute.results import (
+        ChatCompletion,
+        ChatCompletionChunk,
+        Classification,
+        CreateEmbeddingResponse,
+        InferResult,
+    )
     from mecroute.streams import AsyncStream, Stream
     from mecroute.target import Target
 
@@ -33,12 +39,14 @@ _HOMES = {
     "Candidate": "decision",
     "ChatCompletion": "results",
     "ChatCompletionChunk": "results",
+    "Classification": "results",
     "Client": "client",
     "Config": "config",
     "CreateEmbeddingResponse": "results",
     "Decision": "decision",
     "DeviceProbe": "device.probe",
     "DeviceReading": "device.probe",
+    "InferResult": "results",
     "MecrouteError": "errors",
     "Outcome": "outcome",
     "Provenance": "outcome",
@@ -57,12 +65,14 @@ __all__ = [
     "Candidate",
     "ChatCompletion",
     "ChatCompletionChunk",
+    "Classification",
     "Client",
     "Config",
     "CreateEmbeddingResponse",
     "Decision",
     "DeviceProbe",
     "DeviceReading",
+    "InferResult",
     "MecrouteError",
     "Outcome",
     "Provenance",

@@ -210,6 +210,18 @@ def test_an_idle_model_leaves_after_keep_alive(files: list[Path], tmp_path: Path
         assert ask(server, "a").status_code == 200
 
 
+def test_a_load_waits_for_the_memory_of_what_an_operator_unloads(one_at_a_time: NodeServer) -> None:
+    with ThreadPoolExecutor() as threads:
+        running = threads.submit(ask, one_at_a_time, "a", 3000)
+        wait_until(one_at_a_time, lambda: states(one_at_a_time).get("a:v1", {}).get("running") == 1)
+        url = f"{one_at_a_time.url}/admin/models/a:v1/unload"
+        unloading = threads.submit(httpx.post, url, timeout=60)
+        wait_until(one_at_a_time, lambda: states(one_at_a_time)["a:v1"]["state"] == "unloaded")
+        assert says(one_at_a_time, "b") == SAYS  # not 507: there will be room
+        assert running.result().json()["usage"]["completion_tokens"] == 3000
+        assert unloading.result().status_code == 200
+
+
 def test_ollamas_keep_alive(files: list[Path], tmp_path: Path) -> None:
     with (
         running_node(settings_for(files, tmp_path, 3)) as server,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,13 @@ def test_the_task_is_reported(http: httpx.Client) -> None:
     tasks = {model["ref"]: model["tasks"] for model in http.get("/admin/models").json()["models"]}
     assert tasks["moods"] == ["classify", "infer"]
     assert tasks["encoder"] == ["embed", "infer"]
+    for action, state in (("unload", "unloaded"), ("load", "ready")):
+        http.post(f"/admin/models/moods/{action}").raise_for_status()
+        deadline = time.monotonic() + 30
+        while (model := http.get("/admin/models/moods").json())["state"] != state:
+            assert time.monotonic() < deadline, model
+            time.sleep(0.02)
+        assert model["tasks"] == ["classify", "infer"]  # also while it is not in memory
 
 
 @pytest.mark.parametrize("named", [{"0": "a", "1": "b"}, {"0": "a", "1": "b", "5": "c"}, ["a", "b", "c"], 7])
