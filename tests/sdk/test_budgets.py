@@ -24,7 +24,12 @@ from mecroute.budgets.ledger import RESERVED_FOR_S, Budget, Ledger
 from mecroute.budgets.period import period_of
 from mecroute.budgets.worst_case import worst_case_tokens
 from mecroute.config import BudgetConfig, CloudConfig, DeviceConfig, NodeConfig, RegistryConfig, StateConfig
-from mecroute.errors import BudgetExceededError, DeadlineExceededError, NoEligibleTargetError
+from mecroute.errors import (
+    AllTargetsFailedError,
+    BudgetExceededError,
+    DeadlineExceededError,
+    NoEligibleTargetError,
+)
 from support.process import child_environment
 from support.upstream import WORDS, Upstream, upstream
 
@@ -299,6 +304,43 @@ def test_a_target_without_room_is_rejected_by_name_and_a_free_one_answers(
     assert not cloud.requests
 
 
+def test_both_targets_of_a_broken_stream_are_reserved_for_and_charged(
+    tmp_path: Path, cloud: Upstream
+) -> None:
+    report = {
+        "node": "n", "hardware": "t",
+        "models": [{"ref": "fox:1", "state": "ready", "context_length": 4096, "accuracy": 0.8}],
+    }  # fmt: skip
+    with upstream(report=report, break_after=4) as mec:
+        nodes = (NodeConfig(name="n1", url=mec.url, output_usd_per_mtok=1000),)
+        budget = BudgetConfig(name="team", limit_usd=1)
+        with Client(config(tmp_path, cloud, budget, nodes=nodes)) as client:
+            stream = client.chat.completions.create(messages=HELLO, max_tokens=20, stream=True)
+            assert "".join(c.choices[0].delta.content or "" for c in stream) == "".join(WORDS)
+        assert stream.mecroute is not None
+        assert [s.tier for s in stream.mecroute.segments] == ["mec", "cloud"]
+    both, reserved = spent(tmp_path)
+    assert reserved == 0
+    # Four tokens of the node's and the five left for the cloud, besides first chunks and prompts.
+    assert both >= len(WORDS) * 1000 / 1e6
+
+
+def test_a_fallback_without_room_is_not_called(tmp_path: Path, cloud: Upstream) -> None:
+    report = {
+        "node": "n", "hardware": "t",
+        "models": [{"ref": "fox:1", "state": "ready", "context_length": 4096, "accuracy": 0.8}],
+    }  # fmt: skip
+    with upstream(report=report, status=500) as mec:
+        nodes = (NodeConfig(name="n1", url=mec.url, output_usd_per_mtok=1),)
+        budget = BudgetConfig(name="team", limit_usd=0.0001)
+        with (
+            Client(config(tmp_path, cloud, budget, nodes=nodes)) as client,
+            pytest.raises(AllTargetsFailedError, match="all 1 targets failed: mec/n1"),
+        ):
+            client.chat.completions.create(messages=HELLO, max_tokens=20)
+    assert not cloud.requests
+
+
 def test_budgets_are_kept_by_user_app_and_key(tmp_path: Path, cloud: Upstream) -> None:
     budgets = [
         BudgetConfig(name=f"per-{scope}", limit_usd=0.03, scope=scope)  # type: ignore[call-arg]
@@ -379,7 +421,7 @@ CALLERS = """
 import asyncio, json, sys
 from mecroute import AsyncClient
 from mecroute.config import load_config
-from mecroute.errors import BudgetExceededError, DeadlineExceededError, NoEligibleTargetError
+from mecroute.errors import BudgetExceededError, NoEligibleTargetError
 
 async def main():
     answered = refused = 0
