@@ -16,13 +16,10 @@ from mecroute.caching.answers import Answers, Remembered
 from mecroute.caching.calibration import Calibration, save_calibration
 from mecroute.caching.keys import cache_key
 from mecroute.config import CacheConfig, CloudConfig, DeviceConfig, NodeConfig, RegistryConfig, StateConfig
-from mecroute.context import RequestFeatures
-from mecroute.decision import Candidate, Decision, Scores
 from mecroute.errors import InvalidRequestError
-from mecroute.outcome import Outcome, Provenance, Segment
 from mecroute.request import Request, ingest
 from mecroute.requirements import Requirements
-from mecroute.target import Target
+from support.answered import answered_by
 from support.upstream import Upstream, upstream
 
 BODY = {"object": "chat.completion", "choices": [{"message": {"content": "four"}}]}
@@ -43,19 +40,6 @@ def ask(
     messages = [{"role": "system", "content": system}] if system else []
     body = {"messages": [*messages, {"role": "user", "content": text}], "temperature": temperature, **facts}
     return ingest("chat", model="auto", body=body, requirements=requirements)
-
-
-def answered_by(
-    request: Request, tier: str = "device", region: str | None = None, quality: float = 0.5
-) -> Provenance:
-    target = Target(tier, "m:1", node=None if tier == "device" else "n", region=region)  # type: ignore[arg-type]
-    candidate = Candidate(target, 1, 2, 3, quality, 0, 1, Scores(1, 1, 1, 1, 1))
-    features = RequestFeatures(0.1, (), 4, 4, frozenset({"tools"}))
-    decision = Decision(request.id, features, request.requirements, {"latency": 1.0}, (candidate,), ())
-    return Provenance(
-        request_id=request.id, decision=decision, outcome=Outcome(target.id, 1.0, 2.0, 4, 4, None, 0.0),
-        segments=(Segment(target.id, target.tier),), tier=target.tier, node=target.node, model="m:1",
-    )  # fmt: skip
 
 
 def remember(agent: CacheAgent, request: Request, **facts: Any) -> None:

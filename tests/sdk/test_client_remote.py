@@ -185,16 +185,27 @@ def test_no_failure_carries_a_request_out_of_its_region(
     assert cloud.requests == []
 
 
-def test_a_remembered_answer_crosses_neither_users_nor_requirements(
+def test_a_remembered_answer_crosses_neither_users_nor_floors(
     client: Client, mec: Upstream, cloud: Upstream
 ) -> None:
     def ask(**options: Any) -> Any:
         return client.chat.completions.create(messages=HELLO, temperature=0, **options).mecroute.cache
 
     assert [ask(user="a"), ask(user="a"), ask(user="b")] == [None, "exact", None]
-    assert ask(user="a", requirements={"privacy": "edge"}) is None
+    assert ask(user="a", requirements={"privacy": "edge"}) == "exact"  # a node in eu-1 had answered
+    assert ask(user="a", requirements={"residency": "eu"}) == "exact"
+    for floor in ({"privacy": "device"}, {"residency": "us"}, {"min_quality": 0.99}):
+        with pytest.raises(NoEligibleTargetError):
+            ask(user="a", model="mec/auto", requirements=floor)
     assert client.chat.completions.create(messages=HELLO).mecroute.cache is None  # it samples
-    assert len(mec.requests) == 4
+    assert len(mec.requests) == 3
+
+    assert ask(user="a", model="cloud/big") is None
+    assert ask(user="a", model="cloud/big") == "exact"
+    for floor in ({"privacy": "edge"}, {"privacy": "device"}, {"residency": "eu"}):
+        with pytest.raises(NoEligibleTargetError):
+            ask(user="a", model="cloud/big", requirements=floor)
+    assert len(cloud.requests) == 1
 
 
 def test_the_deadline_holds_for_a_whole_answer_and_for_a_stream(client: Client, mec: Upstream) -> None:

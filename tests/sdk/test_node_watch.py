@@ -224,9 +224,7 @@ def test_a_node_that_stops_lets_go_of_who_waits(tmp_path: Path, with_model: bool
         with running_node(settings) as server:
             async with httpx.AsyncClient(base_url=server.url, timeout=100) as http:
                 tag = (await http.get("/admin/node")).headers["etag"]
-                poll = asyncio.create_task(
-                    http.get("/admin/node?wait_s=59", headers={"if-none-match": tag})
-                )
+                poll = asyncio.create_task(http.get("/admin/node?wait_s=59", headers={"if-none-match": tag}))
                 await asyncio.sleep(0.2)
                 server.stop()
                 answer = await asyncio.wait_for(poll, 30)

@@ -113,3 +113,17 @@ def _some() -> dict[str, object]:
     for name in ("good", "short", "nan"):
         demand.asked_for(name)
     return demand.models()  # type: ignore[return-value]
+
+
+def test_a_file_that_others_are_writing_to_holds_nobody_up(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite3"
+    with sqlite3.connect(path) as other:
+        other.execute("PRAGMA journal_mode=WAL")
+        other.execute("CREATE TABLE requests (id TEXT)")
+        other.commit()
+        other.execute("BEGIN IMMEDIATE")
+        assert load_demand(path) == {}
+        other.rollback()
+    other.close()
+    save_demand(path, _some())
+    assert set(load_demand(path)) == {"good", "short", "nan"}

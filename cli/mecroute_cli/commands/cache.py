@@ -57,7 +57,10 @@ def calibrate_semantic(
     rows = read_pairs(data, text, label, limit)
     embedder = open_embedder(config)
     with session.output.progress(f"comparing {len(rows)} questions", unit="share") as update:
-        found = calibrate(rows, embedder, rate=rate if rate is not None else config.wrong_hit_rate)
+        try:
+            found = calibrate(rows, embedder, rate=rate if rate is not None else config.wrong_hit_rate)
+        finally:
+            embedder.close()
         update(1, 1)
     kept = save_calibration(found)
     session.output.dict(
@@ -93,7 +96,11 @@ def show(ctx: typer.Context) -> None:
     problem: str | None = "[cache] semantic is false"
     if config.semantic:
         try:
-            problem, _ = semantic_problem(config, open_embedder(config))
+            embedder = open_embedder(config)
+            try:
+                problem, _ = semantic_problem(config, embedder)
+            finally:
+                embedder.close()
         except MecrouteError as error:
             problem = error.message
     told = {

@@ -134,9 +134,8 @@ class CacheAgent:
         """Close the file of answers, and unload the encoder."""
         if self._disk is not None:
             self._disk.close()
-        close = getattr(self._similar.embedder, "close", None) if self._similar is not None else None
-        if close is not None:
-            close()
+        if self._similar is not None:
+            self._similar.embedder.close()
 
     @staticmethod
     def heat(model: str, targets: Iterable[TargetState], in_store: bool) -> Heat:
@@ -186,15 +185,18 @@ def open_similar(config: CacheConfig) -> SimilarQuestions | None:
     """The semantic side of the cache; None, and a line in the log, where it was not calibrated for this."""
     from mecroute.caching.similar import SimilarQuestions
 
+    embedder: Embedder | None = None
     try:
         embedder = open_embedder(config)
         problem, threshold = semantic_problem(config, embedder)
     except MecrouteError as error:
         problem, threshold = error.message, None
-    if problem is not None or threshold is None:
-        _LOG.warning("the semantic cache is off: %s", problem)
-        return None
-    return SimilarQuestions(embedder, threshold)
+    if embedder is not None and problem is None and threshold is not None:
+        return SimilarQuestions(embedder, threshold)
+    _LOG.warning("the semantic cache is off: %s", problem)
+    if embedder is not None:
+        embedder.close()
+    return None
 
 
 def open_embedder(config: CacheConfig) -> Embedder:

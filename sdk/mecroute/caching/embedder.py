@@ -52,6 +52,10 @@ class Embedder(Protocol):
         empty."""
         ...
 
+    def close(self) -> None:
+        """Release what it holds."""
+        ...
+
 
 class HashingEmbedder:
     """Hashed words, pairs of words and pieces of words (Weinberger et al. 2009, "Feature Hashing"). Needs
@@ -86,6 +90,9 @@ class HashingEmbedder:
             best = max(scores, key=lambda index: (scores[index], -index), default=0)
             found.append((best, min(1.0, scores.get(best, 0.0))))
         return found
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def _hash(text: str) -> dict[int, float]:

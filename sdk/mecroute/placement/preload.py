@@ -66,7 +66,7 @@ class Preloader:
         """Load the likeliest model if the device is idle; returns its reference."""
         if self._clock() - self._asked_at < IDLE_S or tuple(self._loaded()):
             return None
-        state = await asyncio.to_thread(self._device)
+        state = self._device()
         if state.throttled or (not state.charging and (state.battery or 0.0) < max(0.5, self._battery_floor)):
             return None
         model = likeliest(self._models(), self._demand, state.memory_available_bytes)

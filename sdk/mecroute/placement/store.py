@@ -27,7 +27,9 @@ def load_demand(path: Path) -> dict[str, ModelDemand]:
         return {}
     try:
         with closing(sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S)) as connection:
-            connection.execute(_SCHEMA)
+            # Not made here: that would wait for whoever writes, and this is called before the first answer.
+            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'demand'").fetchone():
+                return {}
             rows = connection.execute("SELECT model, recent, at, usual, hour, count FROM demand").fetchall()
     except sqlite3.Error as error:
         _LOG.warning("the demand in %s cannot be read (%s); it is counted afresh", path, error)
