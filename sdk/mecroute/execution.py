@@ -119,6 +119,12 @@ class Execution:
         return self._is_unjoinable
 
     @property
+    def overtaken(self) -> list[Candidate]:
+        """Candidates whose answers were begun and not used, because another was faster."""
+        late = {segment.target_id for segment in self.segments if segment.overtaken_by is not None}
+        return [c for c in self.decision.candidates[:2] if c.target.id in late] if late else []
+
+    @property
     def ttft_ms(self) -> float | None:
         """From the first call to the first text, over every attempt; None where no text was streamed."""
         for segment in self.segments:

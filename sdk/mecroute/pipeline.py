@@ -174,6 +174,8 @@ class Pipeline:
         cost = prompt_tokens * price.input_usd_per_mtok + output_tokens * price.output_usd_per_mtok
         if error is None and len(decision.candidates) > 1:
             self._dispatch.keep(session_name(request), target.id, self.router.zone(request))
+        # What a service charges for an answer that was given up is not told: it is reckoned in full.
+        cost += 1_000_000 * sum(candidate.cost_usd for candidate in execution.overtaken)
         outcome = Outcome(
             target_id=target.id,
             ttft_ms=ttft_ms,

@@ -75,7 +75,7 @@ def test_dev_serves_one_endpoint_and_other_commands_can_use_its_stack(
     listed = mecroute("models", "list", "--json").json["models"]
     checks = {check["name"]: check for check in mecroute("doctor", "--json").json["checks"]}
     decided = mecroute("route", "Hi", "--privacy", "device", "--json").json
-    explained = mecroute("route", "Hi", "--explain")
+    explained = mecroute("route", "Hi", "--explain", "--policy", "latency-first")
     chat = mecroute("chat", "Hi", "--privacy", "edge", "--max-tokens", "8", "--temperature", "0")
     benched = mecroute(
         *("bench", "tiny:q8_0", "--node", "mec-1", "--runs", "2", "--prompt-tokens", "16"),
@@ -91,7 +91,10 @@ def test_dev_serves_one_endpoint_and_other_commands_can_use_its_stack(
         "ok"
     }
     assert decided["target"].startswith("device/tiny:")
-    assert "score = " in explained.out
+    assert "policy latency-first: score = 0.70 latency" in explained.out
+    assert "prefill" in explained.out
+    assert "speed from" in explained.out
+    assert "chosen " in explained.out
     assert chat.code == 0
     assert chat.err.startswith(("[device/", "[mec/"))
     assert benched.code == 0, benched.err

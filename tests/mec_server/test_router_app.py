@@ -96,6 +96,11 @@ def test_a_decision_without_running_it(url: str, cloud: Upstream) -> None:
         (b'{"messages": [{"role": "user", "content": "x"}], "stream": 5}', 400, "stream"),
         (b'{"messages": [{"role": "user", "content": "x"}], "model": "none"}', 422, "no target is left"),
         (b'{"messages": [{"role": "user", "content": "x"}], "requirements": {"privacy": 1}}', 400, "privacy"),
+        (
+            b'{"messages": [{"role": "user", "content": "x"}], "requirements": {"policy": "fast"}}',
+            400,
+            "known policies: balanced",
+        ),
     ],
 )
 def test_bad_requests_are_named_in_openais_shape(url: str, body: bytes, status: int, named: str) -> None:

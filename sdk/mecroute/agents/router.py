@@ -19,7 +19,8 @@ from mecroute.routing.balance import balance
 from mecroute.routing.constraints import Rejections, Screen, check_consistent
 from mecroute.routing.dispatch import Dispatch
 from mecroute.routing.hedging import hedge_after_ms
-from mecroute.routing.ranking import Adjustment, Ranking, Rows, Scoring
+from mecroute.routing.ranking import Adjustment, Ranking, Scoring
+from mecroute.routing.rows import Rows
 from mecroute.routing.sessions import goes_on, kept, session_name
 from mecroute.target import Target, TargetState
 

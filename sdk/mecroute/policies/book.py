@@ -52,7 +52,8 @@ class PolicyBook:
         offered = _offered().get(name)
         if offered is None:
             raise InvalidRequestError(
-                f"there is no policy '{name}'", hint=f"known policies: {', '.join(self.names())}"
+                f"there is no policy '{name}'; known policies: {', '.join(self.names())}",
+                hint="name one of these, or add your own under [router] policies",
             )
         try:
             scorer = offered.load()

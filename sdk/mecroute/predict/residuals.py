@@ -34,6 +34,8 @@ _PROFILE_WEIGHT = 4
 #: and below which they are again; never before so many answers.
 _DISTRUST, _TRUST = math.log(3.0), math.log(1.5)
 _DISTRUST_AFTER = 8
+#: Answers after which the centres are near enough for the percentiles to be learned.
+_SETTLED_AFTER = 8
 _TARGETS_KEPT = 10_000
 
 
@@ -93,8 +95,8 @@ class Quantile:
         """Take one residual (finite); negative ones are below the median."""
         self.count += 1
         self._scale += 0.1 * (min(abs(residual), 3 * self._scale) - self._scale)
-        # Larger steps at first, to get near; then as small as drift allows.
-        step = max(self._scale, 0.02) * max(0.25, 1.5 / math.sqrt(self.count))
+        # Larger steps at first, to get near, and from far above; then as small as drift allows.
+        step = max(self._scale, self.value / 2, 0.02) * max(0.25, 1.5 / math.sqrt(self.count))
         missed = residual > self.value
         self.value += step * (_LEVEL if missed else _LEVEL - 1)
         self.value = min(max(self.value, 0.01), _MAX_LOG)
@@ -142,17 +144,23 @@ class TargetResiduals:
         length = _log_ratio(tokens, expected_tokens)
         alpha = self._alpha(candidate.assumed)
         limit = math.inf if candidate.assumed else max(2 * self._deviation, 0.2)
+        # While the centres are still on their way, how far off an answer was says nothing of the spread.
+        settled = self.samples >= _SETTLED_AFTER
         if ttft is not None:
             self.log_ttft = _moved(self.log_ttft, alpha, ttft, limit)
             self._deviation += 0.1 * (abs(ttft) - self._deviation)
-            self._ttft.observe(ttft)
+            if settled:
+                self._ttft.observe(ttft)
         if decode is not None:
             self.log_decode = _moved(self.log_decode, alpha, decode, limit)
-            self._decode.observe(decode)
+            if settled:
+                self._decode.observe(decode)
         if length is not None:
             self.log_length = _moved(self.log_length, alpha, length, 2.0)
-            self._length.observe(length)
-        self._calibrate(candidate, segment.latency_ms)
+            if settled:
+                self._length.observe(length)
+        if settled:
+            self._calibrate(candidate, segment.latency_ms)
         self.samples += 1
         self._publish()
 
@@ -212,13 +220,21 @@ class TargetResiduals:
         self._whole.observe(residual / spread * self._whole.value)
 
     def _doubt(self, candidate: Candidate, ttft_ms: float) -> None:
-        """Compare what a target claims (its profile and reported load) with what was observed."""
-        claimed = candidate.claimed_ttft_ms
-        ratio = _log_ratio(ttft_ms, claimed) if claimed else None
+        """Compare what a node claims (its profile and reported load) with what was observed."""
+        claimed, claimed_wait = candidate.claimed_ttft_ms, candidate.claimed_wait_ms
+        if candidate.target.tier != "mec" or candidate.assumed or not claimed:
+            return  # nothing was claimed
+        ratio = _log_ratio(ttft_ms, claimed)
         if ratio is None:
             return
+        # A machine that is slow at everything does not lie about its load, nor does one that is only faster
+        # than its profile.
+        if ratio > 0:
+            ratio = max(0.0, ratio - max(0.0, self.log_decode))
+        elif claimed_wait < claimed / 2:
+            ratio = 0.0
         self._disagreement += self._alpha(True) * (ratio - self._disagreement)
-        waited = max(0.0, ttft_ms - (claimed - candidate.claimed_wait_ms))
+        waited = max(0.0, ttft_ms - (claimed - claimed_wait))
         if self._wait_ms is None:
             self._wait_ms = waited
         self._wait_ms += max(0.1, 1 / (self.samples + 1)) * (waited - self._wait_ms)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mecroute.config.schema import Balance
 from mecroute.routing.dispatch import Dispatch
-from mecroute.routing.ranking import Row
+from mecroute.routing.rows import Row
 
 #: Latencies within this factor and this many ms of each other are told apart by chance rather than by merit.
 _NEAR_FACTOR = 1.10

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from mecroute.config.schema import RouterConfig
 from mecroute.decision import Candidate
 from mecroute.request import Request
-from mecroute.routing.ranking import Rows
+from mecroute.routing.rows import Rows
 
 #: Below this, what a second call costs is more than what it saves.
 _LEAST_DELAY_MS = 20.0

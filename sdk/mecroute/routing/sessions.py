@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 from mecroute.request import Request, message_text
 from mecroute.routing.dispatch import Session
-from mecroute.routing.ranking import Row, Rows
+from mecroute.routing.rows import Row, Rows
 
 #: A node whose answer would take this many times as long as the best one's has degraded.
 _DEGRADED_FACTOR = 2.0

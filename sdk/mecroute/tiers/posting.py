@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 
+from mecroute.errors import InvalidRequestError
+
 _URLS_KEPT = 1024
 
 
@@ -31,7 +33,7 @@ class Posting:
         """One request.
 
         Raises:
-            TypeError, ValueError: the body holds what is no JSON.
+            InvalidRequestError: the body holds what is no JSON.
         """
         parsed = self._urls.get(url)
         if parsed is None:
@@ -39,7 +41,10 @@ class Posting:
                 self._urls.clear()
             parsed = self._urls[url] = httpx.URL(url)
         # As httpx writes JSON itself.
-        content = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        try:
+            content = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise InvalidRequestError(f"the request cannot be written as JSON: {error}") from error
         return httpx.Request(
             "POST",
             parsed,

@@ -150,6 +150,19 @@ def test_no_hedge_passes_a_privacy_floor_or_leaves_the_region(
     assert second.requests == []
 
 
+def test_a_paid_answer_that_was_given_up_is_in_the_cost(
+    tmp_path: Path, first: Upstream, second: Upstream
+) -> None:
+    settings = config(tmp_path, first, second, hedge="always")
+    dear = settings.nodes[0].model_copy(update={"input_usd_per_mtok": 5, "output_usd_per_mtok": 5})
+    with Client(settings.model_copy(update={"nodes": (dear, settings.nodes[1])})) as client:
+        first.delay_s = 20
+        _, told = ask(client)
+    assert told.node == "n2"
+    assert told.outcome.cost_usd == pytest.approx(told.decision.candidates[0].cost_usd)
+    assert told.outcome.cost_usd > 0
+
+
 def test_hedges_stay_within_their_budget(tmp_path: Path, first: Upstream, second: Upstream) -> None:
     first.delay_s = 0.3
     with Client(config(tmp_path, first, second, hedge_budget=0.05, sticky_margin=0)) as client:

@@ -106,7 +106,7 @@ def serve(
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.35, 0.8])
-@pytest.mark.parametrize("slow", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("slow", [0.2, 1.0, 3.0, 6.0])
 @pytest.mark.parametrize("lengths", [0.05, 0.7])
 def test_the_95th_percentile_covers_95_percent(sigma: float, slow: float, lengths: float) -> None:
     residuals = Residuals()
@@ -150,16 +150,31 @@ def test_a_node_that_lies_about_its_load_is_found_out_and_believed_again() -> No
     assert told.ttft_ms == pytest.approx(520, rel=0.15)
 
 
-def test_an_honest_slow_node_keeps_being_believed() -> None:
+@pytest.mark.parametrize("slow", [0.2, 2, 6])
+def test_a_node_that_is_slower_or_faster_than_its_profile_keeps_being_believed(slow: float) -> None:
     residuals, features = Residuals(), RequestFeatures(0.5, (), 500, 100)
-    for _ in range(60):
+    for _ in range(120):
         told = candidate(NODE, WORK, residuals.correction(NODE.target.id))
-        segment = Segment(NODE.target.id, "mec", output_tokens=100, ttft_ms=1040, latency_ms=1040 + 99 * 40)
+        ttft = 520 * slow
+        segment = Segment(
+            NODE.target.id, "mec", output_tokens=100, ttft_ms=ttft, latency_ms=ttft + 99 * 20 * slow
+        )
         residuals.learn(told, features, segment)
     correction = residuals.correction(NODE.target.id)
     assert correction.wait_ms is None
-    assert correction.ttft == pytest.approx(2, rel=0.05)
-    assert correction.decode == pytest.approx(2, rel=0.05)
+    assert correction.ttft == pytest.approx(slow, rel=0.05)
+    assert correction.decode == pytest.approx(slow, rel=0.05)
+
+
+def test_a_node_that_claims_to_be_busy_and_is_not_gets_work_again() -> None:
+    residuals, features = Residuals(), RequestFeatures(0.5, (), 500, 100)
+    busy = replace(NODE, running=4, queued=20)
+    for _ in range(40):
+        told = candidate(busy, WORK, residuals.correction(NODE.target.id))
+        segment = Segment(NODE.target.id, "mec", output_tokens=100, ttft_ms=520, latency_ms=520 + 99 * 20)
+        residuals.learn(told, features, segment)
+    assert residuals.correction(NODE.target.id).wait_ms == pytest.approx(0, abs=1)
+    assert told.ttft_ms == pytest.approx(520, rel=0.2)
 
 
 def test_what_was_overtaken_by_a_hedge_widens_the_tail() -> None:

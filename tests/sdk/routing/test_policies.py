@@ -97,7 +97,7 @@ def test_a_configured_default_and_a_weighting_of_ones_own() -> None:
 def test_an_unknown_policy_lists_the_known_ones() -> None:
     with pytest.raises(InvalidRequestError, match="no policy 'fastest'") as caught:
         decide(policy="fastest")
-    assert "balanced, cheap, latency-first, private, quality-first" in (caught.value.hint or "")
+    assert "balanced, cheap, latency-first, private, quality-first" in caught.value.message
     with pytest.raises(ConfigError, match=r"router.policy: there is no policy 'fastest'"):
         RouterAgent(RouterConfig(policy="fastest"))
 
