@@ -9,13 +9,12 @@ import sys
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import mul
 from pathlib import Path
 from typing import Any
 
 from mecroute.errors import ConfigError
 from mecroute.predict.shape import SHAPE_NAMES, shape
-from mecroute.predict.surface import QuadraticSurface
+from mecroute.predict.surface import MAX_DIM, QuadraticSurface, SurfaceWeights
 from mecroute.predict.token_vectors import TokenVectors, read_words, shipped_vectors
 
 _MAGIC = b"MRQP"
@@ -24,55 +23,52 @@ _HEADER = struct.Struct("<4sHI")  # magic, version, bytes of the description
 _MAX_BYTES = 32_000_000
 _MAX_DESCRIPTION = 1_000_000
 _MAX_HEADS = 16
-_MAX_DIM = 1024
-_SHAPE_LIMIT = 4.0  # standard deviations beyond which a count tells no more
+_MAKE_ONE = "`mecroute bench routing --train FILE --eval FILE --save FILE` makes one"
 
 
 @dataclass(frozen=True)
 class Weights:
     """What is learned, as it lies in the file.
 
-    For each head, p = bias + linear · v + vᵀ A v + shape_weights · s, where v is the direction of the text and
-    s its standardised shape.
+    Each head is bias + f(v) + g(s): v is the direction of the text, s its standardised shape, and f and g are
+    quadratic.
 
     Args:
         heads: what each output predicts, as `weak` and `strong`.
-        matrices: int8 [heads, dim, dim], symmetric.
-        scales, bias: [heads].
-        linear: [heads][dim].
-        shape_mean, shape_scale: [shapes].
-        shape_weights: [heads][shapes].
+        bias: [heads].
+        text: f, over the dimensions of the word vectors.
+        shape: g, over `SHAPE_NAMES`.
+        shape_mean, shape_scale: [shapes]; s = (shape - mean) / scale within -1..1.
         about: what it was trained on, when and how; free JSON.
     """
 
     heads: tuple[str, ...]
-    matrices: bytes
-    scales: Sequence[float]
     bias: Sequence[float]
-    linear: Sequence[Sequence[float]]
+    text: SurfaceWeights
+    shape: SurfaceWeights
     shape_mean: Sequence[float]
     shape_scale: Sequence[float]
-    shape_weights: Sequence[Sequence[float]]
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def pack(self) -> bytes:
-        """The file: magic, version, a JSON description, int8 matrices, float32 numbers."""
+        """The file: magic, version, a JSON description, int8 directions, float32 numbers."""
         description = json.dumps(
             {
                 "heads": self.heads,
-                "dim": len(self.linear[0]),
+                "dim": len(self.text.linear[0]),
+                "ranks": [len(self.text.curvature[0]), len(self.shape.curvature[0])],
                 "shape": SHAPE_NAMES,
                 "about": dict(self.about),
             }
         ).encode()
-        numbers = [*self.scales, *self.bias, *(w for row in self.linear for w in row)]
-        numbers += [*self.shape_mean, *self.shape_scale, *(w for row in self.shape_weights for w in row)]
+        numbers = [*self.bias, *self.shape_mean, *self.shape_scale]
+        for part in (self.text, self.shape):
+            numbers += [weight for row in (*part.curvature, *part.linear) for weight in row]
         packed = array("f", numbers)
         if sys.byteorder == "big":
             packed.byteswap()
-        return (
-            _HEADER.pack(_MAGIC, _VERSION, len(description)) + description + self.matrices + packed.tobytes()
-        )
+        header = _HEADER.pack(_MAGIC, _VERSION, len(description))
+        return header + description + self.text.directions + self.shape.directions + packed.tobytes()
 
     @classmethod
     def unpack(cls, data: bytes, name: str) -> Weights:
@@ -85,7 +81,7 @@ class Weights:
             ConfigError: it is not a predictor this version reads, or it is damaged.
         """
         if len(data) < _HEADER.size or data[:4] != _MAGIC:
-            raise ConfigError(f"{name} is not a quality predictor", hint="`mecroute train` makes one")
+            raise ConfigError(f"{name} is not a quality predictor", hint=_MAKE_ONE)
         _, version, size = _HEADER.unpack_from(data)
         if version != _VERSION:
             raise ConfigError(f"{name} has version {version}, this program reads version {_VERSION}")
@@ -95,23 +91,26 @@ class Weights:
         try:
             description = json.loads(data[_HEADER.size : begin])
             heads = tuple(description["heads"])
-            dim = description["dim"]
+            sizes = [description["dim"], *description["ranks"]]
             about = description["about"]
             known = tuple(description["shape"]) == SHAPE_NAMES and isinstance(about, dict)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(f"{name} is damaged: its description cannot be read") from error
         if not known:
-            raise ConfigError(f"{name} was trained for other features than this version's; train it anew")
+            raise ConfigError(f"{name} was trained for other features than this version's", hint=_MAKE_ONE)
         good = 0 < len(heads) <= _MAX_HEADS and all(isinstance(head, str) for head in heads)
-        if not good or not isinstance(dim, int) or not 0 < dim <= _MAX_DIM:
+        good = good and all(isinstance(size, int) and 0 < size <= MAX_DIM for size in sizes)
+        if not good or len(sizes) != 3:
             raise ConfigError(f"{name} is damaged: its description makes no sense")
-        return cls._numbers(data[begin:], name, heads, dim, about)
+        return cls._numbers(data[begin:], name, heads, sizes, about)
 
     @classmethod
-    def _numbers(cls, data: bytes, name: str, heads: tuple[str, ...], dim: int, about: Any) -> Weights:
+    def _numbers(cls, data: bytes, name: str, heads: tuple[str, ...], sizes: list[int], about: Any) -> Weights:
         count, shapes = len(heads), len(SHAPE_NAMES)
-        matrices = count * dim * dim
-        wanted = matrices + 4 * (2 * count + count * dim + 2 * shapes + count * shapes)
+        dim, text_rank, shape_rank = sizes
+        texts = count * text_rank * dim
+        matrices = texts + count * shape_rank * shapes
+        wanted = matrices + 4 * (count + 2 * shapes + count * (text_rank + dim + shape_rank + shapes))
         if len(data) != wanted:
             raise ConfigError(f"{name} is damaged: {len(data)} bytes of numbers where {wanted} are declared")
         numbers = array("f", data[matrices:])
@@ -125,21 +124,25 @@ class Weights:
         def take(n: int) -> list[float]:
             return [next(rest) for _ in range(n)]
 
+        def surface(stored: bytes, rank: int, size: int) -> SurfaceWeights:
+            return SurfaceWeights(stored, [take(rank) for _ in heads], [take(size) for _ in heads])
+
+        bias, mean, scale = take(count), take(shapes), take(shapes)
+        if min(scale) <= 0:
+            raise ConfigError(f"{name} is damaged: it holds a scale that is not positive")
         return cls(
             heads=heads,
-            matrices=data[:matrices],
-            scales=take(count),
-            bias=take(count),
-            linear=[take(dim) for _ in heads],
-            shape_mean=take(shapes),
-            shape_scale=take(shapes),
-            shape_weights=[take(shapes) for _ in heads],
+            bias=bias,
+            text=surface(data[:texts], text_rank, dim),
+            shape=surface(data[texts:matrices], shape_rank, shapes),
+            shape_mean=mean,
+            shape_scale=scale,
             about=about,
         )
 
 
 class QualityModel:
-    """Evaluates learned weights. Pure Python, thread-safe; one text takes about 100 µs.
+    """Evaluates learned weights. Pure Python, thread-safe; one text takes some 100 µs.
 
     Args:
         vectors: the table of word vectors that the weights were trained on.
@@ -149,31 +152,27 @@ class QualityModel:
     """
 
     def __init__(self, weights: Weights, vectors: TokenVectors) -> None:
-        if len(weights.linear[0]) != vectors.dim:
-            raise ConfigError(
-                f"the predictor is for {len(weights.linear[0])} dimensions, the word vectors have {vectors.dim}"
-            )
+        dim = len(weights.text.linear[0])
+        if dim != vectors.dim:
+            raise ConfigError(f"the predictor is for {dim} dimensions, the word vectors have {vectors.dim}")
         self.heads = weights.heads
         self.about = weights.about
         self._vectors = vectors
-        self._surface = QuadraticSurface(weights.matrices, weights.scales, weights.linear, weights.bias)
+        self._bias = weights.bias
+        self._text = QuadraticSurface(weights.text)
+        self._shape = QuadraticSurface(weights.shape)
         self._mean = list(weights.shape_mean)
         self._scale = [1 / scale for scale in weights.shape_scale]
-        self._shape_weights = weights.shape_weights
 
     def predict(self, text: str) -> list[float]:
         """For each head, about how likely it is to answer rightly; not bounded to 0..1."""
         words = read_words(text)
-        found = [
-            min(_SHAPE_LIMIT, max(-_SHAPE_LIMIT, (value - mean) * scale))
+        standard = [
+            min(1.0, max(-1.0, (value - mean) * scale))
             for value, mean, scale in zip(shape(text, words), self._mean, self._scale, strict=True)
         ]
-        return [
-            value + sum(map(mul, row, found))
-            for value, row in zip(
-                self._surface.at(self._vectors.vector(words)), self._shape_weights, strict=True
-            )
-        ]
+        parts = (self._bias, self._text.at(self._vectors.vector(words)), self._shape.at(standard))
+        return [bias + topic + form for bias, topic, form in zip(*parts, strict=True)]
 
 
 def read_quality_model(path: Path) -> QualityModel:

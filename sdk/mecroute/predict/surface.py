@@ -1,7 +1,8 @@
-"""A quadratic function of a direction, evaluated in pure Python about as fast as a compiled one.
+"""Quadratic functions of a vector, evaluated in pure Python about as fast as compiled ones.
 
-f(x) = bias + linear · x + xᵀ A x for several outputs at once. The rows of every A lie side by side in the
-lanes of one big integer per column, so that a matrix times a vector is one multiplication per dimension.
+f(x) = linear · x + Σ curvature × (direction · x)², for several outputs at once. All directions lie side by
+side in the lanes of one big integer per dimension, so that projecting on every one of them is a
+multiplication per dimension.
 """
 
 from __future__ import annotations
@@ -9,68 +10,69 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from operator import mul
 
 _LANE_BYTES = 4
 _LOW_BYTE = 0 if sys.byteorder == "little" else _LANE_BYTES - 1
-_WEIGHT_OFFSET = 128  # lanes are unsigned: int8 weights are stored + 128
-_STEPS = 2047  # of a coordinate, which lies within -1..1
+_OFFSET = 128  # lanes are unsigned: int8 coordinates of directions are stored + 128
+_STEPS = 2047  # of a coordinate of x, which lies within -1..1
 _X_OFFSET = _STEPS + 1
-# 255 × 4095 × 1024 dimensions stay below 2³².
-_MAX_DIM = 1024
+#: 255 × 4095 × 1024 dimensions stay below 2³².
+MAX_DIM = 1024
+
+
+@dataclass(frozen=True)
+class SurfaceWeights:
+    """The numbers of a surface.
+
+    Args:
+        directions: int8 [outputs × rank, dim].
+        curvature: [outputs][rank].
+        linear: [outputs][dim].
+    """
+
+    directions: bytes
+    curvature: Sequence[Sequence[float]]
+    linear: Sequence[Sequence[float]]
 
 
 class QuadraticSurface:
-    """Several quadratic functions of a vector of length 1 at most. Immutable, thread-safe.
+    """Several quadratic functions of a vector with coordinates within -1..1. Immutable, thread-safe."""
 
-    Args:
-        matrices: int8 [outputs, dim, dim], each symmetric.
-        scales: [outputs], what one step of each matrix stands for.
-        linear: [outputs][dim].
-        bias: [outputs].
-    """
-
-    def __init__(
-        self,
-        matrices: bytes,
-        scales: Sequence[float],
-        linear: Sequence[Sequence[float]],
-        bias: Sequence[float],
-    ) -> None:
-        outputs, dim = len(bias), len(linear[0])
-        if not 0 < dim <= _MAX_DIM or len(matrices) != outputs * dim * dim:
-            raise ValueError(f"{outputs} matrices of {dim} × {dim} do not take {len(matrices)} bytes")
+    def __init__(self, weights: SurfaceWeights) -> None:
+        dim = len(weights.linear[0])
+        lanes = sum(map(len, weights.curvature))
+        if not 0 < dim <= MAX_DIM or len(weights.directions) != lanes * dim:
+            raise ValueError(f"{lanes} directions of {dim} take not {len(weights.directions)} bytes")
         self.dim = dim
-        self._bias = tuple(bias)
-        self._scales = [scale / _STEPS**2 for scale in scales]
-        self._linear = [[weight / _STEPS for weight in row] for row in linear]
-        signed = array("b", matrices)
+        self._lanes = lanes
+        self._linear = [[weight / _STEPS for weight in row] for row in weights.linear]
+        self._curvature = [[bent / _STEPS**2 for bent in row] for row in weights.curvature]
+        signed = array("b", weights.directions)
         #: What the offset of x adds to each lane.
-        self._shift = [_X_OFFSET * sum(signed[r * dim : (r + 1) * dim]) for r in range(outputs * dim)]
+        self._shift = [_X_OFFSET * sum(signed[lane * dim : (lane + 1) * dim]) for lane in range(lanes)]
         self._columns = []
-        unsigned = matrices.translate(_UNSIGNED)
+        unsigned = weights.directions.translate(_UNSIGNED)
         for column in range(dim):
-            wide = bytearray(_LANE_BYTES * outputs * dim)
+            wide = bytearray(_LANE_BYTES * lanes)
             wide[_LOW_BYTE::_LANE_BYTES] = unsigned[column::dim]
             self._columns.append(int.from_bytes(wide, sys.byteorder))
 
     def at(self, vector: Sequence[float]) -> list[float]:
         """The outputs for one vector, [dim] within -1..1."""
-        dim = self.dim
-        x = [round(value * _STEPS) for value in vector]
+        x = [int(value * _STEPS) for value in vector]
         total = sum(map(mul, self._columns, [value + _X_OFFSET for value in x]))
-        lanes = array("I", total.to_bytes(_LANE_BYTES * len(self._shift), sys.byteorder))
-        added = _WEIGHT_OFFSET * (sum(x) + _X_OFFSET * dim)
-        rows = [lane - shift - added for lane, shift in zip(lanes, self._shift, strict=True)]
-        return [
-            bias
-            + sum(map(mul, linear, x))
-            + scale * sum(map(mul, rows[number * dim : (number + 1) * dim], x))
-            for number, (bias, linear, scale) in enumerate(
-                zip(self._bias, self._linear, self._scales, strict=True)
-            )
-        ]
+        lanes = array("I", total.to_bytes(_LANE_BYTES * self._lanes, sys.byteorder))
+        added = _OFFSET * (sum(x) + _X_OFFSET * self.dim)
+        squares = [(lane - shift - added) ** 2 for lane, shift in zip(lanes, self._shift, strict=True)]
+        found, begin = [], 0
+        for linear, curvature in zip(self._linear, self._curvature, strict=True):
+            end = begin + len(curvature)
+            found.append(sum(map(mul, linear, x)) + sum(map(mul, curvature, squares[begin:end])))
+            begin = end
+        return found
 
 
 #: int8 to int8 + 128, byte by byte.
-_UNSIGNED = bytes((value + _WEIGHT_OFFSET) % 256 for value in range(256))
+_UNSIGNED = bytes((value + _OFFSET) % 256 for value in range(256))
