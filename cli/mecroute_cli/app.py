@@ -97,7 +97,7 @@ def build_app() -> typer.Typer:
     add_noun(nodes.build(), "nodes", RUN)
     add_noun(placement.build(), "placement", RUN)
     add_noun(keys.build(), "keys", RUN)
-    add(bench.bench, "bench", RUN, bench.EXAMPLES)
+    add_noun(bench.build(), "bench", RUN)
     add(chat.chat, "chat", ROUTE, chat.EXAMPLES)
     add(route.route, "route", ROUTE, route.EXAMPLES)
     add(simulate.simulate, "simulate", ROUTE, simulate.EXAMPLES)

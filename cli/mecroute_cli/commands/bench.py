@@ -1,4 +1,4 @@
-"""`mecroute bench`: measure a model here or on a node, and keep the figures as its profile."""
+"""`mecroute bench MODEL`: measure a model here or on a node, and keep the figures as its profile."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mecroute_cli.arguments import Ref, Threads, TierName
+from mecroute_cli.commands import bench_routing
 from mecroute_cli.commands.models import PROFILES
-from mecroute_cli.help import examples
+from mecroute_cli.help import Command, Group, examples
 from mecroute_cli.node_bench import bench_node
 from mecroute_cli.session import Session, session_of
 
@@ -21,6 +22,35 @@ EXAMPLES = examples(
     "mecroute bench smollm2:q8_0 --tier mec --node mec-1 --runs 20",
     "mecroute bench smollm2:q4_0 --prompt-tokens 256 --output-tokens 64 --json",
 )
+_MODEL = "model"
+
+
+class _Bench(Group):
+    """Verbs, and `mecroute bench MODEL` as the short form of `mecroute bench model MODEL`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read a line that begins with no verb as one that measures a model."""
+        known = {*self.list_commands(ctx), *ctx.help_option_names}
+        if args and args[0] not in known:
+            args = [_MODEL, *args]
+        return super().parse_args(ctx, args)
+
+
+def build() -> typer.Typer:
+    """`mecroute bench …`."""
+    app = typer.Typer(
+        cls=_Bench,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        help="Measure a model's speed, or how well routing would choose.",
+        epilog=examples(
+            "mecroute bench smollm2:q4_0            its speed here",
+            "mecroute bench routing --train a.csv --eval b.csv",
+        ),
+    )
+    app.command(_MODEL, cls=Command, epilog=EXAMPLES)(bench)
+    app.command("routing", cls=Command, epilog=bench_routing.EXAMPLES)(bench_routing.bench_routing)
+    return app
 
 
 def bench(

@@ -1,0 +1,1 @@
+"""Learning from what models answered: quality predictors, and how well they route."""

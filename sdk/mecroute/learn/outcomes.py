@@ -1,0 +1,103 @@
+"""Labelled prompts: which of two models answered each of them rightly, read from CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mecroute.errors import UsageError
+
+_LABELS = ("weak_correct", "strong_correct")
+_MAX_FIELD = 10_000_000
+_SHOWN = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One prompt and who answered it rightly.
+
+    Args:
+        weak, strong: 0 or 1.
+        weak_answer: what the weak model said; empty where it was not asked for.
+    """
+
+    prompt: str
+    weak: int
+    strong: int
+    weak_answer: str = ""
+
+
+def read_training(path: Path, *, answers: bool = False) -> list[Labelled]:
+    """The rows to train on: those whose `split` is `train`, or all of a file without that column.
+
+    Args:
+        answers: read `weak_answer` as well, which must be there then.
+
+    Raises:
+        UsageError: the file cannot be read, a column is missing, or a value is none; names row and column.
+    """
+    return _read(path, answers, training=True)
+
+
+def read_evaluation(path: Path, *, answers: bool = False) -> list[Labelled]:
+    """The rows to evaluate on: those whose `split` is not `train`, or all of a file without that column.
+
+    Raises: as `read_training`.
+    """
+    return _read(path, answers, training=False)
+
+
+def _read(path: Path, answers: bool, *, training: bool) -> list[Labelled]:
+    rows = [row for split, row in _rows(path, answers) if split is None or (split == "train") == training]
+    if not rows:
+        wanted = "is 'train'" if training else "is other than 'train'"
+        raise UsageError(f"{path} holds no row whose split {wanted}")
+    return rows
+
+
+def _rows(path: Path, answers: bool) -> Iterator[tuple[str | None, Labelled]]:
+    csv.field_size_limit(_MAX_FIELD)
+    wanted = ("prompt", *_LABELS, *(("weak_answer",) if answers else ()))
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, None)
+            if header is None:
+                raise UsageError(f"{path} is empty", hint=f"it needs the columns {', '.join(wanted)}")
+            missing = [name for name in wanted if name not in header]
+            if missing:
+                raise UsageError(
+                    f"{path} has no column '{missing[0]}'",
+                    hint=f"needed: {', '.join(wanted)}; there are: {', '.join(header)}",
+                )
+            # `subject` and whatever else there is are never looked at.
+            places = [header.index(name) for name in wanted]
+            split = header.index("split") if "split" in header else None
+            for number, cells in enumerate(reader, 2):
+                if len(cells) != len(header):
+                    raise UsageError(f"{path}, row {number}: {len(cells)} cells under {len(header)} columns")
+                yield _row(path, number, [cells[i] for i in places], None if split is None else cells[split])
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text") from error
+    except csv.Error as error:
+        raise UsageError(f"{path} is not a CSV file: {error}") from error
+
+
+def _row(path: Path, number: int, cells: list[str], split: str | None) -> tuple[str | None, Labelled]:
+    if not cells[0].strip():
+        raise UsageError(f"{path}, row {number}, column 'prompt': it is empty")
+    labels = []
+    for name, cell in zip(_LABELS, cells[1:3], strict=True):
+        if cell.strip() not in ("0", "1"):
+            raise UsageError(f"{path}, row {number}, column '{name}': {cell[:_SHOWN]!r} is neither 0 nor 1")
+        labels.append(int(cell))
+    if split is not None and not split.strip():
+        raise UsageError(f"{path}, row {number}, column 'split': it is empty")
+    return (
+        split.strip() if split is not None else None,
+        Labelled(cells[0], *labels, weak_answer=cells[3] if len(cells) > 3 else ""),
+    )

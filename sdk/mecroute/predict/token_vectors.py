@@ -1,0 +1,185 @@
+"""What a text is about, as one vector: the mean of learned vectors of its word pieces.
+
+The table ships with the package: the word pieces of all-MiniLM-L6-v2, each with the vector that the encoder
+gives to it alone, reduced by PCA (the way of model2vec, github.com/MinishLab/model2vec). Reading a text is a
+sum of table rows, in pure Python: a row is one big integer whose lanes are the dimensions, so that adding
+two rows is one addition.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import sys
+import unicodedata
+from array import array
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Protocol
+
+from mecroute.errors import ConfigError
+
+_MAGIC = b"MRTV"
+_VERSION = 1
+_HEADER = struct.Struct("<4sHHIIf")  # magic, version, dimensions, pieces, bytes of the vocabulary, scale
+_MAX_DIM, _MAX_PIECES = 1024, 200_000
+_LANE_BYTES = 4
+_LOW_BYTE = 0 if sys.byteorder == "little" else _LANE_BYTES - 1
+_OFFSET = 128  # lanes hold unsigned numbers: what is stored is value + 128
+_WORDS = re.compile(r"[^\W_]+|[^\w\s]|_")
+_LONGEST_WORD = 64
+#: Of a longer text the beginning and the end are read: the task stands there, and time stays bounded.
+_READ_CHARS = 2000
+_WORDS_REMEMBERED = 50_000
+
+
+def read_words(text: str) -> list[str]:
+    """The words and marks of a text, lower case, without accents.
+
+    Of a text beyond 4,000 characters the beginning and the end are read.
+    """
+    if len(text) > 2 * _READ_CHARS:
+        text = f"{text[:_READ_CHARS]} {text[-_READ_CHARS:]}"
+    text = text.lower()
+    if not text.isascii():
+        text = "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
+    return _WORDS.findall(text)
+
+
+class _Source(Protocol):
+    def read_bytes(self) -> bytes: ...
+
+
+class TokenVectors:
+    """A table of word pieces and their vectors.
+
+    Thread-safe: the only state that changes is a cache of words.
+
+    Args:
+        pieces: word pieces in the BERT way, continuations beginning with `##`.
+        rows: int8 [pieces, dim], row after row.
+        dim: dimensions.
+    """
+
+    def __init__(self, pieces: list[str], rows: bytes, dim: int) -> None:
+        self.dim = dim
+        self._rows = rows
+        self._index = {piece: number for number, piece in enumerate(pieces)}
+        self._words: dict[str, tuple[int, int]] = {}
+        self._spread = bytes(_LANE_BYTES * dim)
+
+    @classmethod
+    def read(cls, source: _Source, name: str) -> TokenVectors:
+        """Read a table.
+
+        Args:
+            source: anything with `read_bytes`.
+            name: what an error calls it.
+
+        Raises:
+            ConfigError: it is not a table this version reads, or it is damaged.
+        """
+        data = source.read_bytes()
+        if len(data) < _HEADER.size:
+            raise ConfigError(f"{name} is not a table of token vectors: it holds only {len(data)} bytes")
+        magic, version, dim, count, vocabulary_bytes, scale = _HEADER.unpack_from(data)
+        if magic != _MAGIC:
+            raise ConfigError(f"{name} is not a table of token vectors")
+        if version != _VERSION:
+            raise ConfigError(f"{name} has version {version}, this program reads version {_VERSION}")
+        del scale  # the mean is brought to length 1, so that the scale does not matter here
+        whole = _HEADER.size + vocabulary_bytes + dim * count
+        if not (0 < dim <= _MAX_DIM and 0 < count <= _MAX_PIECES) or len(data) != whole:
+            raise ConfigError(f"{name} is damaged: {len(data)} bytes where {whole} are declared")
+        begin = _HEADER.size + vocabulary_bytes
+        try:
+            pieces = data[_HEADER.size : begin].decode("utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{name} is damaged: its vocabulary is not UTF-8") from error
+        if len(pieces) != count or len(set(pieces)) != count:
+            raise ConfigError(f"{name} is damaged: its vocabulary does not have {count} different pieces")
+        return cls(pieces, data[begin:], dim)
+
+    def vector(self, text_words: Sequence[str]) -> list[float]:
+        """The direction of a text.
+
+        Args:
+            text_words: as `read_words` gives them.
+
+        Returns:
+            [dim], of length 1; all 0 where no word of the text is known.
+        """
+        words = self._words
+        total, count = 0, 0
+        for word in text_words:
+            known = words.get(word)
+            if known is None:
+                known = self._read_word(word)
+            total += known[0]
+            count += known[1]
+        if not count:
+            return [0.0] * self.dim
+        lanes = array("I", total.to_bytes(_LANE_BYTES * self.dim, sys.byteorder))
+        shift = _OFFSET * count
+        values = [lane - shift for lane in lanes]
+        length = sum(value * value for value in values) ** 0.5 or 1.0
+        return [value / length for value in values]
+
+    def _read_word(self, word: str) -> tuple[int, int]:
+        """The summed rows of a word's pieces, and their number; nothing for a word that has none."""
+        numbers = self._pieces(word)
+        total = 0
+        for number in numbers:
+            wide = bytearray(self._spread)
+            row = self._rows[number * self.dim : (number + 1) * self.dim]
+            wide[_LOW_BYTE::_LANE_BYTES] = row.translate(_UNSIGNED)
+            total += int.from_bytes(wide, sys.byteorder)
+        read = (total, len(numbers))
+        if len(self._words) < _WORDS_REMEMBERED:
+            self._words[word] = read
+        return read
+
+    def _pieces(self, word: str) -> list[int]:
+        """Longest piece first, as BERT's tokenizer does."""
+        if len(word) > _LONGEST_WORD:
+            return []
+        found, begin = [], 0
+        while begin < len(word):
+            for end in range(len(word), begin, -1):
+                piece = word[begin:end] if begin == 0 else f"##{word[begin:end]}"
+                number = self._index.get(piece)
+                if number is not None:
+                    found.append(number)
+                    begin = end
+                    break
+            else:
+                return []
+        return found
+
+
+#: int8 to int8 + 128, byte by byte.
+_UNSIGNED = bytes((value + _OFFSET) % 256 for value in range(256))
+
+
+def pack_table(pieces: list[str], rows: bytes, dim: int, scale: float) -> bytes:
+    """The file of a table; see `TokenVectors`. `scale`: what an int8 step stands for."""
+    vocabulary = "\n".join(pieces).encode()
+    header = _HEADER.pack(_MAGIC, _VERSION, dim, len(pieces), len(vocabulary), scale)
+    return header + vocabulary + rows
+
+
+@lru_cache(maxsize=1)
+def shipped_vectors() -> TokenVectors:
+    """The table that comes with the package; read on first use."""
+    source = files("mecroute.predict").joinpath("data", "token_vectors.bin")
+    return TokenVectors.read(source, "the shipped table of token vectors")
+
+
+def read_vectors(path: Path) -> TokenVectors:
+    """A table from a file. Raises: ConfigError, as `TokenVectors.read`, or where it cannot be read."""
+    try:
+        return TokenVectors.read(path, str(path))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
