@@ -8,7 +8,7 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help demo dev test check lint types tests test-all bench format clean \
-	bench-serving bench-serving-python bench-trace bench-embeddings bench-overhead bench-idle bench-soak bench-connections
+	bench-serving bench-serving-python bench-trace bench-latency bench-embeddings bench-overhead bench-idle bench-soak bench-connections
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -60,6 +60,10 @@ bench-serving-python: $(READY)  ## DATA=model.gguf: against llama-cpp-python's o
 bench-trace: $(READY)  ## DATA=model.gguf TRACE=trace.csv: a trace at twice the capacity
 	@test -n "$(DATA)" -a -n "$(TRACE)" || { echo "make $@ DATA=model.gguf TRACE=trace.csv"; exit 1; }
 	$(BIN)/python benchmarks/trace.py $(DATA) $(TRACE)
+
+bench-latency: $(READY)  ## DATA=model.gguf TRACE=trace.csv: how well the client predicts latency
+	@test -n "$(DATA)" -a -n "$(TRACE)" || { echo "make $@ DATA=model.gguf TRACE=trace.csv"; exit 1; }
+	$(BIN)/python benchmarks/latency.py $(DATA) $(TRACE)
 
 bench-embeddings: $(READY)  ## DATA=folder of all-MiniLM-L6-v2: against session.run and LitServe
 	@test -n "$(DATA)" || { echo "make $@ DATA=folder with model.safetensors and tokenizer.json"; exit 1; }

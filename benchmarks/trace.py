@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import csv
 import json
 import random
 import statistics
@@ -28,14 +27,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from load import Sample, ask, client, quantile, question, text
+from mecroute.simulate.trace import Arrival, read_trace
 from peers import binaries
 from servers import Server, llama_server, mecroute, running
 
@@ -44,16 +43,6 @@ CONTEXT = 2048
 BLOCK = 512
 #: The words of our prompts are about so many tokens.
 TOKENS_PER_WORD = 1.25
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """One request of a trace. `at` is in seconds from the first."""
-
-    at: float
-    prompt: int
-    output: int
-    blocks: tuple[int, ...] = ()
 
 
 @dataclass
@@ -71,31 +60,13 @@ class Outcomes:
         }
 
 
-def read(path: Path) -> list[Arrival]:
-    """A trace, as it was recorded."""
-    if path.suffix == ".csv":
-        with path.open() as file:
-            rows = list(csv.DictReader(file))
-        times = [datetime.fromisoformat(row["TIMESTAMP"][:26]) for row in rows]
-        return [
-            Arrival((at - times[0]).total_seconds(), int(row["ContextTokens"]), int(row["GeneratedTokens"]))
-            for at, row in zip(times, rows, strict=True)
-        ]
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [
-        Arrival(row["timestamp"] / 1000, row["input_length"], row["output_length"], tuple(row["hash_ids"]))
-        for row in lines
-    ]
-
-
 def shrunk(trace: Iterable[Arrival], shrink: float) -> list[Arrival]:
     """The same with fewer tokens, as many as fit the context."""
     return [
-        Arrival(
-            one.at,
-            max(8, min(round(one.prompt / shrink), CONTEXT - 300)),
-            max(2, min(round(one.output / shrink), 200)),
-            one.blocks,
+        replace(
+            one,
+            prompt_tokens=max(8, min(round(one.prompt_tokens / shrink), CONTEXT - 300)),
+            output_tokens=max(2, min(round(one.output_tokens / shrink), 200)),
         )
         for one in trace
     ]
@@ -103,7 +74,7 @@ def shrunk(trace: Iterable[Arrival], shrink: float) -> list[Arrival]:
 
 def messages(one: Arrival, shrink: float, seed: int) -> list[dict[str, str]]:
     """A prompt of about that length; the beginnings of Mooncake's are shared as its hashes say."""
-    words = max(1, int(one.prompt / TOKENS_PER_WORD) - 15)
+    words = max(1, int(one.prompt_tokens / TOKENS_PER_WORD) - 15)
     per_block = max(1, int(BLOCK / shrink / TOKENS_PER_WORD))
     shared = [text(random.Random(block), per_block) for block in one.blocks[: words // per_block]]
     own = random.Random(seed)
@@ -125,7 +96,7 @@ async def closed_loop(
             while time.perf_counter() < ends_at:
                 number, one = next(upcoming)
                 prompt = messages(one, args.shrink, -number)
-                status = await ask(http, server.model, prompt, Sample(), max_tokens=one.output)
+                status = await ask(http, server.model, prompt, Sample(), max_tokens=one.output_tokens)
                 if status != 200:
                     sys.exit(f"{server.name} answered {status} while its capacity was measured")
                 done += time.perf_counter() < ends_at
@@ -140,7 +111,7 @@ async def replay(server: Server, trace: list[Arrival], args: argparse.Namespace,
     async with client(server.url) as http:
 
         async def one_request(number: int, one: Arrival) -> None:
-            await asyncio.sleep(max(0.0, begun + one.at - time.perf_counter()))
+            await asyncio.sleep(max(0.0, begun + one.at_s - time.perf_counter()))
             left = deadline(one)
             headers = {"x-mecroute-deadline-ms": f"{left * 1000:.0f}"}
             prompt = messages(one, args.shrink, number)
@@ -148,7 +119,7 @@ async def replay(server: Server, trace: list[Arrival], args: argparse.Namespace,
             try:
                 async with asyncio.timeout(left):
                     status = await ask(
-                        http, server.model, prompt, Sample(), max_tokens=one.output, headers=headers
+                        http, server.model, prompt, Sample(), max_tokens=one.output_tokens, headers=headers
                     )
             except TimeoutError:
                 outcomes.counts["late"] += 1
@@ -167,7 +138,7 @@ async def replay(server: Server, trace: list[Arrival], args: argparse.Namespace,
 
         begun = time.perf_counter() + 0.1
         await asyncio.gather(*(one_request(number, one) for number, one in enumerate(trace)))
-        outcomes.wall = max(time.perf_counter() - begun, trace[-1].at)
+        outcomes.wall = max(time.perf_counter() - begun, trace[-1].at_s)
     return outcomes
 
 
@@ -210,7 +181,7 @@ def main() -> None:
     for path in (args.model, args.trace):
         if not path.is_file():
             parser.error(f"no file at {path}")
-    trace = shrunk(read(args.trace), args.shrink)
+    trace = shrunk(read_trace(args.trace), args.shrink)
     binary = args.llama_server or binaries()["llama-server"]
     common = {"context": CONTEXT, "parallel": args.parallel, "threads": args.threads}
     ours = mecroute(args.model, **common)
@@ -227,7 +198,7 @@ def main() -> None:
         prefill, decode = asyncio.run(solo_rates(theirs, args))
 
         def deadline(one: Arrival) -> float:
-            return float(args.slack * (one.prompt / prefill + one.output / decode))
+            return float(args.slack * (one.prompt_tokens / prefill + one.output_tokens / decode))
 
         count = max(10, round(args.load * capacity * args.seconds))
         if not args.json:
@@ -237,10 +208,9 @@ def main() -> None:
         for number in range(args.rounds):
             first = rng.randrange(max(1, len(trace) - count))
             window = trace[first : first + count]
-            span = max(window[-1].at - window[0].at, 1e-6)
+            span = max(window[-1].at_s - window[0].at_s, 1e-6)
             stretched = [
-                Arrival((one.at - window[0].at) * args.seconds / span, one.prompt, one.output, one.blocks)
-                for one in window
+                replace(one, at_s=(one.at_s - window[0].at_s) * args.seconds / span) for one in window
             ]
             for server in (ours, theirs) if number % 2 else (theirs, ours):
                 outcomes = asyncio.run(replay(server, stretched, args, deadline))

@@ -84,7 +84,7 @@ def test_azure_and_mooncake_traces_are_read(tmp_path: Path) -> None:
     assert read_trace(azure) == [Arrival(0, 4808, 10), Arrival(pytest.approx(1.052), 3180, 8)]  # type: ignore[arg-type]
     mooncake = tmp_path / "m.jsonl"
     mooncake.write_text('{"timestamp": 500, "input_length": 7, "output_length": 0, "hash_ids": [1]}\n')
-    assert read_trace(mooncake) == [Arrival(0, 7, 1)]
+    assert read_trace(mooncake) == [Arrival(0, 7, 1, (1,))]
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,7 @@ def test_azure_and_mooncake_traces_are_read(tmp_path: Path) -> None:
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03\n", "line 2: ContextTokens"),
         ('{"timestamp": 1}\n', "line 1: input_length"),
         ('{"timestamp": NaN, "input_length": 1, "output_length": 1}\n', "line 1: timestamp"),
+        ('{"timestamp": 1, "input_length": 1, "output_length": 1, "hash_ids": ["x"]}\n', "line 1: hash_ids"),
         ("{\n", "line 1 is not JSON"),
     ],
 )

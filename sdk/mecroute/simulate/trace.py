@@ -11,7 +11,7 @@ import json
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -34,11 +34,14 @@ class Arrival:
         at_s: seconds after the first one, >= 0.
         prompt_tokens: >= 1.
         output_tokens: >= 1.
+        blocks: hashes of the prompt's blocks of 512 tokens, where the trace has them: equal ones hold the
+            same text.
     """
 
     at_s: float
     prompt_tokens: int
     output_tokens: int
+    blocks: tuple[int, ...] = ()
 
 
 def read_trace(path: Path, *, limit: int | None = None) -> list[Arrival]:
@@ -64,7 +67,7 @@ def read_trace(path: Path, *, limit: int | None = None) -> list[Arrival]:
         raise InvalidRequestError(f"{path} holds no request")
     arrivals.sort(key=lambda arrival: arrival.at_s)
     begin = arrivals[0].at_s
-    return [Arrival(a.at_s - begin, a.prompt_tokens, a.output_tokens) for a in arrivals]
+    return [replace(a, at_s=a.at_s - begin) for a in arrivals]
 
 
 def synthetic_trace(requests: int, *, seed: int = 0) -> list[Arrival]:
@@ -94,13 +97,13 @@ def fit_trace(trace: list[Arrival], *, requests: int, rate_per_s: float) -> list
     """
     span = trace[-1].at_s + (trace[-1].at_s / len(trace) if trace[-1].at_s > 0 else 1.0)
     repeated = [
-        Arrival(a.at_s + lap * span, a.prompt_tokens, a.output_tokens)
+        replace(a, at_s=a.at_s + lap * span)
         for lap in range(-(-requests // len(trace)))
         for a in trace
     ][:requests]
     length_s = repeated[-1].at_s
     stretch = requests / rate_per_s / length_s if length_s > 0 else 1.0
-    return [Arrival(a.at_s * stretch, a.prompt_tokens, a.output_tokens) for a in repeated]
+    return [replace(a, at_s=a.at_s * stretch) for a in repeated]
 
 
 def _azure(lines: Iterator[str], path: Path) -> Iterator[Arrival]:
@@ -140,7 +143,16 @@ def _mooncake(lines: Iterator[str], path: Path) -> Iterator[Arrival]:
             at_ms / 1000,
             _tokens(row.get("input_length"), place, "input_length"),
             _tokens(row.get("output_length"), place, "output_length"),
+            _blocks(row.get("hash_ids"), place),
         )
+
+
+def _blocks(value: object, place: str) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(id, int) for id in value):
+        raise InvalidRequestError(f"{place}: hash_ids must be a list of numbers")
+    return tuple(value)
 
 
 def _tokens(value: object, place: str, name: str) -> int:
