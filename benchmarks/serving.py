@@ -182,7 +182,7 @@ async def long_prompts(http: httpx.AsyncClient, model: str, seed: int) -> None:
 
 def compare(
     urls: dict[str, str], models: dict[str, str], scenario: str, concurrency: int, rounds: int
-) -> dict:
+) -> dict[str, Any]:
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in urls}
     for number in range(rounds + 1):
         order = list(urls) if number % 2 else list(reversed(urls))
