@@ -15,7 +15,7 @@ from mecroute_cli.doctor.check import Check
 #: What each extra brings, as in pyproject.toml; a test compares the two.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "device": ("llama-cpp-python", "onnxruntime", "tokenizers", "jinja2", "numpy", "psutil"),
-    "server": ("fastapi", "uvicorn", "prometheus-client"),
+    "server": ("fastapi", "uvicorn", "prometheus-client", "httptools", "uvloop"),
     "quantize": ("optimum", "optimum-onnx", "torch", "transformers"),
     "aws": ("boto3",),
     "hub": ("huggingface-hub",),
