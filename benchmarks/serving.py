@@ -9,6 +9,8 @@ Scenarios:
     repeat   the answer repeats a passage of the prompt: what speculation from the prompt does. Both servers
              speculate, ours with prompt-lookup, theirs with ngram-simple; `plain` is ours without
 
+`prompt tok` counts the prompt tokens that a round's answers report as computed rather than cached.
+
 For each round both servers get the same prompts one after the other, in alternating order; figures are
 medians over the rounds, and each ratio is the median of the rounds' own ratios (ours / theirs).
 
@@ -57,6 +59,7 @@ class Sample:
     """One round of one server. Times in seconds."""
 
     tokens: int = 0
+    computed: int = 0
     wall: float = 0.0
     ttft: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
@@ -67,6 +70,7 @@ class Sample:
             "ttft p50 ms": quantile(self.ttft, 0.50) * 1e3,
             "ttft p95 ms": quantile(self.ttft, 0.95) * 1e3,
             "gap p95 ms": quantile(self.gaps, 0.95) * 1e3,
+            "prompt tok": float(max(1, self.computed)),
         }
 
 
@@ -152,7 +156,10 @@ async def ask(
                 continue
             chunk = json.loads(line[6:])
             if chunk.get("usage"):
-                sample.tokens += chunk["usage"]["completion_tokens"]
+                usage = chunk["usage"]
+                sample.tokens += usage["completion_tokens"]
+                cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+                sample.computed += usage["prompt_tokens"] - cached
             if not chunk["choices"] or not chunk["choices"][0]["delta"].get("content"):
                 continue
             said += chunk["choices"][0]["delta"]["content"]
@@ -184,9 +191,9 @@ async def converse(http: httpx.AsyncClient, model: str, concurrency: int, seed: 
         await asyncio.gather(*(worker() for _ in range(concurrency)))
 
 
-async def load(url: str, model: str, scenario: str, concurrency: int, seed: int) -> Sample:
+async def load(url: str, model: str, scenario: str, concurrency: int, seed: int, requests: int) -> Sample:
     """One round on one server."""
-    queue = prompts(scenario, concurrency * REQUESTS_PER_WORKER, seed)
+    queue = prompts(scenario, concurrency * requests, seed)
     sample = Sample()
     # A new connection each time: llama-server closes a kept one after a stream.
     limits = httpx.Limits(max_keepalive_connections=0)
@@ -217,14 +224,14 @@ async def long_prompts(http: httpx.AsyncClient, model: str, seed: int) -> None:
 
 
 def compare(
-    urls: dict[str, str], models: dict[str, str], scenario: str, concurrency: int, rounds: int
+    urls: dict[str, str], models: dict[str, str], scenario: str, concurrency: int, rounds: int, requests: int
 ) -> dict:
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in urls}
     for number in range(rounds + 1):
         order = list(urls) if number % 2 else list(reversed(urls))
         for name in order:
             seed = zlib.crc32(f"{scenario} {concurrency} {number}".encode())
-            sample = asyncio.run(load(urls[name], models[name], scenario, concurrency, seed))
+            sample = asyncio.run(load(urls[name], models[name], scenario, concurrency, seed, requests))
             if number:  # the first round warms both up
                 figures[name].append(sample.figures())
     ours, theirs = figures["mecroute"], figures["llama-server"]
@@ -253,6 +260,7 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path, help="a GGUF file with a chat template")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=REQUESTS_PER_WORKER, help="of each caller in a round")
     parser.add_argument("--concurrency", default="1,4,8,16")
     parser.add_argument("--scenarios", default="fresh,shared,mixed,repeat")
     parser.add_argument("--threads", type=int, default=2)
@@ -296,7 +304,7 @@ def main() -> None:
             for name, url in urls.items():
                 servers.enter_context(server(commands[name], url, logs[name]))
             for level in levels:
-                row = compare(urls, models, scenario, level, args.rounds)
+                row = compare(urls, models, scenario, level, args.rounds, args.requests)
                 rows.append(row)
                 if not args.json:
                     show(row)
