@@ -55,4 +55,3 @@ class EngineStats:
     def prefix_hit_rate(self) -> float | None:
         """Share of the prompt tokens that were not computed again; None before there are any."""
         return self.prefix_hit_tokens / self.prompt_tokens_total if self.prompt_tokens_total else None
-
