@@ -20,9 +20,10 @@ STORY = (
 
 @dataclass
 class Sample:
-    """One round of one server. Times in seconds."""
+    """One round of one server. Times in seconds; `computed`: tokens of prompts that no cache held."""
 
     tokens: int = 0
+    computed: int = 0
     wall: float = 0.0
     ttft: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
@@ -33,6 +34,7 @@ class Sample:
             "ttft p50 ms": quantile(self.ttft, 0.50) * 1e3,
             "ttft p95 ms": quantile(self.ttft, 0.95) * 1e3,
             "gap p95 ms": quantile(self.gaps, 0.95) * 1e3,
+            "prompt tok": float(max(1, self.computed)),
         }
 
 
@@ -90,6 +92,8 @@ async def ask(
                 return 500
             if chunk.get("usage"):
                 usage = chunk["usage"]["completion_tokens"]
+                cached = (chunk["usage"].get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+                sample.computed += chunk["usage"]["prompt_tokens"] - cached
             if not chunk["choices"] or not chunk["choices"][0]["delta"].get("content"):
                 continue
             now = time.perf_counter()

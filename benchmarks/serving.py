@@ -66,9 +66,9 @@ def prompts(scenario: str, count: int, seed: int) -> list[list[dict[str, str]]]:
     return made
 
 
-async def load(server: Server, scenario: str, concurrency: int, seed: int) -> Sample:
+async def load(server: Server, scenario: str, concurrency: int, seed: int, requests: int) -> Sample:
     """One round on one server."""
-    queue = prompts(scenario, concurrency * REQUESTS_PER_WORKER, seed)
+    queue = prompts(scenario, concurrency * requests, seed)
     sample = Sample()
     async with client(server.url) as http:
 
@@ -119,13 +119,15 @@ async def long_prompts(http: httpx.AsyncClient, server: Server, seed: int) -> No
         await asyncio.sleep(2)
 
 
-def compare(servers: list[Server], scenario: str, concurrency: int, rounds: int) -> dict[str, Any]:
+def compare(
+    servers: list[Server], scenario: str, concurrency: int, rounds: int, requests: int
+) -> dict[str, Any]:
     """The first server against each of the others."""
     figures: dict[str, list[dict[str, float]]] = {server.name: [] for server in servers}
     for number in range(rounds + 1):
         for server in servers if number % 2 else reversed(servers):
             seed = zlib.crc32(f"{scenario} {concurrency} {number}".encode())
-            sample = asyncio.run(load(server, scenario, concurrency, seed))
+            sample = asyncio.run(load(server, scenario, concurrency, seed, requests))
             if number:  # the first round warms them up
                 figures[server.name].append(sample.figures())
     mine = figures[servers[0].name]
@@ -152,6 +154,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a GGUF file with a chat template")
     parser.add_argument("--peer", choices=("llama-server", "llama-cpp-python"), default="llama-server")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=REQUESTS_PER_WORKER, help="of each caller in a round")
     parser.add_argument("--concurrency", default="1,4,8,16")
     parser.add_argument("--scenarios", default="fresh,shared,mixed,repeat")
     parser.add_argument("--threads", type=int, default=2)
@@ -182,7 +185,7 @@ def main() -> None:
             for server in servers:
                 started.enter_context(running(server))
             for level in levels:
-                row = compare(servers, scenario, level, args.rounds)
+                row = compare(servers, scenario, level, args.rounds, args.requests)
                 rows.append(row)
                 if not args.json:
                     show(row)
