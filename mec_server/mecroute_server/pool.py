@@ -126,24 +126,28 @@ class EnginePool:
         """The model a request means.
 
         Args:
-            name: `name:version`, or `name` where that is the reference itself or one loaded version's name.
+            name: `name:version`, or `name` where that is the reference itself or the name of the one version
+                that is loaded or that a request would load.
 
         Raises:
             ModelNotFoundError: this node has no such model.
-            InvalidRequestError: several versions of it are loaded.
+            InvalidRequestError: it is the name of several such versions.
         """
         if name in self._slots:
             return self._slots[name]
         versions = [slot for slot in self.slots() if slot.name == name]
-        loaded = [slot for slot in versions if slot.loaded is not None]
-        if len(loaded) > 1:
-            refs = ", ".join(slot.ref for slot in loaded)
+        # Which version answers must not depend on which of them happens to be in memory.
+        offered = [slot for slot in self.offered() if slot in versions and slot.state != "failed"]
+        if len(offered) > 1:
+            refs = ", ".join(slot.ref for slot in offered)
             raise InvalidRequestError(
-                f"{len(loaded)} versions of '{name}' are loaded: {refs}", hint="name one of them", model=name
+                f"{len(offered)} versions of '{name}' are loaded or can be: {refs}",
+                hint="name one of them",
+                model=name,
             )
         # One that is on its way is a better answer than none: the caller waits for it, or learns its state.
         pending = (
-            loaded or [slot for slot in versions if slot.state not in ("failed", "unloaded")] or versions
+            offered or [slot for slot in versions if slot.state not in ("failed", "unloaded")] or versions
         )
         if pending:
             return pending[0]

@@ -18,6 +18,8 @@ import httpx
 import pytest
 
 from mecroute.errors import ConfigError, InvalidModelFileError, UsageError
+from mecroute_registry.facts import ModelFacts
+from mecroute_registry.store import Registry
 from mecroute_server.run import NodeServer, listen
 from mecroute_server.settings import ServerSettings
 from support.process import child_environment
@@ -63,6 +65,28 @@ def server_process(
     finally:
         process.kill()
         process.communicate()
+
+
+def test_what_is_deployed_and_pinned_survives_a_kill(tiny: Path, tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    for name in ("a", "b"):
+        registry.register(tiny, ModelFacts(name=name, version="v1", deployment_tiers=("mec",)))
+    with server_process(tmp_path) as (process, url):
+        for name in ("a", "b"):
+            httpx.post(f"{url}/admin/models", json={"ref": f"{name}:v1"}).raise_for_status()
+            deadline = time.monotonic() + 30
+            while httpx.get(f"{url}/admin/models/{name}:v1").json()["state"] != "ready":
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        httpx.post(f"{url}/admin/models/b:v1/pin").raise_for_status()
+        process.kill()  # the moment it has answered
+        process.wait(30)
+    with server_process(tmp_path) as (_, url):
+        there = {model["ref"]: model for model in httpx.get(f"{url}/admin/models").json()["models"]}
+        assert {ref: model["pinned"] for ref, model in there.items()} == {"a:v1": False, "b:v1": True}
+        ask = {"model": "a", "prompt": "x", "temperature": 0, "max_tokens": len(SAYS)}
+        answer = httpx.post(f"{url}/v1/completions", json=ask, timeout=60).json()
+        assert answer["choices"][0]["text"] == SAYS
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

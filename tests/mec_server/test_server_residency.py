@@ -174,6 +174,21 @@ def test_waiting_is_bounded_and_given_up_with_the_last_who_waits(files: list[Pat
         server.node.pool.find("a:v1").loaded.engine.close()  # type: ignore[union-attr]
 
 
+def test_which_version_answers_does_not_depend_on_what_is_in_memory(
+    one_at_a_time: NodeServer, files: list[Path], tmp_path: Path
+) -> None:
+    assert says(one_at_a_time, "a") == SAYS
+    Registry(tmp_path).register(files[1], ModelFacts(name="a", version="v2", deployment_tiers=("mec",)))
+    assert says(one_at_a_time, "a") == SAYS  # nobody has asked for the other yet
+    assert says(one_at_a_time, "a:v2") == SAYS
+    assert loaded(one_at_a_time) == ["a:v2"]
+    refused = ask(one_at_a_time, "a")
+    assert refused.status_code == 400
+    assert "a:v1, a:v2" in refused.json()["error"]["message"]
+    httpx.post(f"{one_at_a_time.url}/admin/models/a:v2/unload").raise_for_status()
+    assert ask(one_at_a_time, "a").json()["model"] == "a:v1"
+
+
 def test_an_operators_unload_holds_until_a_load(one_at_a_time: NodeServer) -> None:
     ask(one_at_a_time, "a")
     httpx.post(f"{one_at_a_time.url}/admin/models/a:v1/unload").raise_for_status()
