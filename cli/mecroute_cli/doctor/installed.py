@@ -19,6 +19,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "quantize": ("optimum", "optimum-onnx", "torch", "transformers"),
     "aws": ("boto3",),
     "hub": ("huggingface-hub",),
+    "otel": ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"),
     "cli": ("typer", "rich"),
     "demo": ("nanio",),
 }
