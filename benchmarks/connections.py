@@ -50,7 +50,8 @@ class Nuisances:
         try:
             if kind == "half a body":
                 writer.write(
-                    b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+                    b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+                    b"content-type: application/json\r\n"
                     b'content-length: 4000\r\n\r\n{"model": "half'
                 )
             elif kind == "slow headers":
