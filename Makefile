@@ -59,7 +59,7 @@ bench-serving-python: $(READY)  ## DATA=model.gguf: against llama-cpp-python's o
 
 bench-trace: $(READY)  ## DATA=model.gguf TRACE=trace.csv: a trace at twice the capacity
 	@test -n "$(DATA)" -a -n "$(TRACE)" || { echo "make $@ DATA=model.gguf TRACE=trace.csv"; exit 1; }
-	$(BIN)/python benchmarks/trace.py $(DATA) $(TRACE)
+	$(BIN)/python benchmarks/replay.py $(DATA) $(TRACE)
 
 bench-latency: $(READY)  ## DATA=model.gguf TRACE=trace.csv: how well the client predicts latency
 	@test -n "$(DATA)" -a -n "$(TRACE)" || { echo "make $@ DATA=model.gguf TRACE=trace.csv"; exit 1; }

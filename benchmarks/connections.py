@@ -50,7 +50,8 @@ class Nuisances:
         try:
             if kind == "half a body":
                 writer.write(
-                    b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+                    b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+                    b"content-type: application/json\r\n"
                     b'content-length: 4000\r\n\r\n{"model": "half'
                 )
             elif kind == "slow headers":
@@ -118,11 +119,11 @@ async def measure(server: Server, pid: int, count: int) -> dict[str, object]:
     emptied_s = time.perf_counter() - begun
     good.cancel()
     ended = await asyncio.gather(good, return_exceptions=True)
-    left = nuisances.open
+    left, closed = nuisances.open, dict(nuisances.closed)
     await nuisances.close()
     return {
         "opened": count, "opened_s": opened_s, "open_at_once": most, "files_at_most": files,
-        "closed_by_the_node": dict(nuisances.closed) if not left else {}, "left_open": left,
+        "closed_by_the_node": closed, "left_open": left,
         "emptied_s": emptied_s, "rss_before_mb": before, "rss_at_most_mb": memory,
         "kb_per_connection": (memory - before) * 1e3 / count,
         "good_alone_p50_ms": alone * 1e3, "good_p50_ms": statistics.median(took) * 1e3,

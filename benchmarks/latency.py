@@ -23,7 +23,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from trace import CONTEXT, messages, shrunk
 from typing import Any
 
 from load import quantile
@@ -31,6 +30,7 @@ from mecroute import AsyncClient, Config
 from mecroute.config import DeviceConfig, NodeConfig, RegistryConfig, StateConfig
 from mecroute.errors import MecrouteError
 from mecroute.simulate.trace import Arrival, fit_trace, read_trace
+from replay import CONTEXT, messages, shrunk, tokens_per_word
 from servers import mecroute, running
 
 
@@ -49,7 +49,7 @@ async def ask(client: AsyncClient, one: Arrival, args: argparse.Namespace, seed:
     try:
         stream = await client.chat.completions.create(
             model="auto",
-            messages=messages(one, args.shrink, seed),
+            messages=messages(one, args, seed),
             max_tokens=one.output_tokens,
             temperature=0,
             stream=True,
@@ -146,6 +146,7 @@ def main() -> None:
     with ExitStack() as started, tempfile.TemporaryDirectory() as folder:
         for node in nodes:
             started.enter_context(running(node))
+        args.tokens_per_word = tokens_per_word(nodes[0])
         urls = [node.url for node in nodes]
         rate, found, failed = asyncio.run(replay(args, urls, trace, Path(folder)))
     result = {

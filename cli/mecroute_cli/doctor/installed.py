@@ -20,6 +20,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "aws": ("boto3",),
     "hub": ("huggingface-hub",),
     "discovery": ("dnspython", "zeroconf"),
+    "otel": ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"),
     "cli": ("typer", "rich"),
     "demo": ("nanio",),
 }

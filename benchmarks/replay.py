@@ -13,7 +13,7 @@ twice. `max_tokens` is the length that the trace tells.
     refusal p95    from sending a request to being refused (429, 503 or 504 at once)
 
     make bench-trace DATA=model.gguf TRACE=trace.csv
-    python benchmarks/trace.py model.gguf trace.csv [--seconds 60] [--rounds 2] [--load 2]
+    python benchmarks/replay.py model.gguf trace.csv [--seconds 60] [--rounds 2] [--load 2]
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ from servers import Server, llama_server, mecroute, running
 CONTEXT = 2048
 #: Tokens of one of Mooncake's prefix blocks.
 BLOCK = 512
-#: The words of our prompts are about so many tokens.
-TOKENS_PER_WORD = 1.25
 
 
 @dataclass
@@ -72,10 +70,18 @@ def shrunk(trace: Iterable[Arrival], shrink: float) -> list[Arrival]:
     ]
 
 
-def messages(one: Arrival, shrink: float, seed: int) -> list[dict[str, str]]:
+def tokens_per_word(server: Server) -> float:
+    """How many tokens of the model's a word of our prompts has."""
+    body = {"model": server.model, "messages": [{"role": "user", "content": text(random.Random(0), 100)}]}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json={**body, "max_tokens": 1}, timeout=120)
+    answer.raise_for_status()
+    return float(answer.json()["usage"]["prompt_tokens"]) / 100
+
+
+def messages(one: Arrival, args: argparse.Namespace, seed: int) -> list[dict[str, str]]:
     """A prompt of about that length; the beginnings of Mooncake's are shared as its hashes say."""
-    words = max(1, int(one.prompt_tokens / TOKENS_PER_WORD) - 15)
-    per_block = max(1, int(BLOCK / shrink / TOKENS_PER_WORD))
+    words = max(1, int(one.prompt_tokens / args.tokens_per_word) - 15)
+    per_block = max(1, int(BLOCK / args.shrink / args.tokens_per_word))
     shared = [text(random.Random(block), per_block) for block in one.blocks[: words // per_block]]
     own = random.Random(seed)
     content = " ".join([*shared, question(own, max(1, words - per_block * len(shared)))])
@@ -95,7 +101,7 @@ async def closed_loop(
             nonlocal done
             while time.perf_counter() < ends_at:
                 number, one = next(upcoming)
-                prompt = messages(one, args.shrink, -number)
+                prompt = messages(one, args, -number)
                 status = await ask(http, server.model, prompt, Sample(), max_tokens=one.output_tokens)
                 if status != 200:
                     sys.exit(f"{server.name} answered {status} while its capacity was measured")
@@ -114,7 +120,7 @@ async def replay(server: Server, trace: list[Arrival], args: argparse.Namespace,
             await asyncio.sleep(max(0.0, begun + one.at_s - time.perf_counter()))
             left = deadline(one)
             headers = {"x-mecroute-deadline-ms": f"{left * 1000:.0f}"}
-            prompt = messages(one, args.shrink, number)
+            prompt = messages(one, args, number)
             sent = time.perf_counter()
             try:
                 async with asyncio.timeout(left):
@@ -147,13 +153,17 @@ async def solo_rates(server: Server, args: argparse.Namespace) -> tuple[float, f
     prompt = Arrival(0, 600, 2)
     sample = Sample()
     async with client(server.url) as http:
-        await ask(http, server.model, messages(prompt, 1, 10**6), sample, max_tokens=2)
+        status = await ask(http, server.model, messages(prompt, args, 10**6), sample, max_tokens=2)
+        if status != 200 or not sample.ttft:
+            sys.exit(
+                f"{server.name} answered {status} and {len(sample.ttft)} pieces to a prompt of 600 tokens"
+            )
         prefill = 600 / sample.ttft[0]
         batch = Sample()
         short = Arrival(0, 16, 48)
         await asyncio.gather(
             *(
-                ask(http, server.model, messages(short, 1, 10**6 + at), batch, max_tokens=48)
+                ask(http, server.model, messages(short, args, 10**6 + at), batch, max_tokens=48)
                 for at in range(args.parallel)
             )
         )
@@ -189,6 +199,7 @@ def main() -> None:
     rng = random.Random(args.seed)
     rounds: dict[str, list[Outcomes]] = {ours.name: [], theirs.name: []}
     with running(ours), running(theirs):
+        args.tokens_per_word = tokens_per_word(ours)
         start = rng.randrange(len(trace) // 2)
         capacities = {
             server.name: asyncio.run(closed_loop(server, trace[start:], args, args.calibrate))
