@@ -95,7 +95,7 @@ def _discovery(config: Config) -> Iterator[Check]:
             yield Check("nodes", name, "broken", source.problem, "mend or remove that [[discovery]]")
             continue
         found = ", ".join(f"{node.name} ({node.url})" for node in source.nodes) or "no node found"
-        detail = "; ".join((f"{source.source.kind}: {found}", *source.notes))
+        detail = "; ".join((found, *source.notes))
         yield Check("nodes", name, "ok" if source.nodes else "missing", detail)
 
 

@@ -17,7 +17,6 @@ class DiscoverySource(RemoteConfig):
     """What every source has. Key, prices and `region` hold for each node that it finds; a node gets no key
     unless one stands here."""
 
-    kind: str
     allow_http: bool = Field(default=False, description="use nodes without TLS that are not of this machine")
     trust_region: bool = Field(
         default=False, description="believe the region that a node tells; otherwise only `region` counts"

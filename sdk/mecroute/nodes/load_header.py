@@ -44,7 +44,10 @@ class ModelLoad:
         """Read a header's value; None where there is none or it is not one (a proxy may have mangled it)."""
         if text is None or len(text) > _MAX_CHARS:
             return None
-        fields = dict(part.strip().partition("=")[::2] for part in text.split(";"))
+        fields: dict[str, str] = {}
+        for part in text.split(";"):
+            name, _, value = part.strip().partition("=")
+            fields[name] = value
         running, queued, parallel = (_count(fields.get(name)) for name in ("r", "q", "p"))
         if running is None or queued is None or not parallel:
             return None
