@@ -113,6 +113,19 @@ def test_round_robin_goes_by_capacity() -> None:
     assert dispatch.served("mec/large/m:1") == pytest.approx(60, abs=1)
 
 
+def test_a_node_that_joins_is_not_flooded_by_round_robin() -> None:
+    dispatch = Dispatch()
+    for index in range(100_000):
+        dispatch.begin(f"mec/n{index % 4}/m:1")
+        dispatch.end(f"mec/n{index % 4}/m:1")
+    names = []
+    for _ in range(100):
+        names.append(chosen(decide(NODES, dispatch=dispatch, balance="round-robin")))
+        dispatch.begin(f"mec/{names[-1]}/m:1")
+        dispatch.end(f"mec/{names[-1]}/m:1")
+    assert 20 <= names.count("n4") < 75
+
+
 def test_the_users_zone_the_price_and_the_prefix_can_come_first() -> None:
     zones = tuple(replace(state, zone=f"z{i}") for i, state in enumerate(NODES))
     for _ in range(20):
