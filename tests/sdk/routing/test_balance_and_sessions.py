@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -336,6 +338,16 @@ def test_whatever_telemetry_says_there_is_a_decision_or_a_clear_error() -> None:
         if decision.primary is not None:
             dispatch.keep(session_name(request), decision.primary.target.id, asked["zone"])
     assert decided > 1000
+
+
+def test_a_decision_can_be_copied_and_pickled_and_carries_no_prompt() -> None:
+    decision = decide((*NODES, node("gone", unavailable="it is down")))
+    pickled = pickle.dumps(decision)
+    assert b"What is tea?" not in pickled
+    for other in (pickle.loads(pickled), copy.deepcopy(decision)):
+        assert other.explain() == decision.explain()
+        assert other.to_dict() == decision.to_dict()
+        assert isinstance(other.candidates, tuple)
 
 
 def test_the_numbers_of_the_ranking_are_those_of_the_candidates() -> None:
