@@ -67,6 +67,13 @@ class Notes(Sequence[str]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and self._all() == tuple(other)
 
+    def __repr__(self) -> str:
+        return repr(self._all())
+
+    def __reduce__(self) -> tuple[type[tuple[Any, ...]], tuple[Any, ...]]:
+        # What is copied or pickled is what it says, and not the request it was made from.
+        return tuple, (tuple(self),)
+
     __hash__ = None  # type: ignore[assignment]  # as a list's: it is compared, never looked up
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import overload
+from typing import Any, overload
 
 from mecroute.context import Context
 from mecroute.decision import Reason, Rejection
@@ -125,6 +125,10 @@ class Rejections(Sequence[Rejection]):
     def __init__(self, screen: Screen, found: Iterable[tuple[TargetState, Reason, str | None]]) -> None:
         self._screen = screen
         self._found = tuple(found)
+
+    def __reduce__(self) -> tuple[type[tuple[Any, ...]], tuple[Any, ...]]:
+        # What is copied or pickled is what it says, and not the request it was made from.
+        return tuple, (tuple(self),)
 
     def __len__(self) -> int:
         return len(self._found)

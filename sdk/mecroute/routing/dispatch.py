@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 _SESSIONS_KEPT = 10_000
 _SESSION_IDLE_S = 1800.0
-_SERVED_KEPT = 10_000
+#: Sent requests that are counted in full; half of each count is then forgotten, so that a node that joins is
+#: not sent everything until it has caught up with years of others.
+_SERVED_WINDOW = 256.0
 #: Hedges that may come at once after a quiet time.
 _HEDGES_IN_STORE = 5.0
 
@@ -30,8 +32,8 @@ class Session:
 class Dispatch:
     """Counts requests per target, remembers the node of each conversation, and budgets hedges.
 
-    A decision only reads it; the pipeline writes. For one event loop. Bounded: the 10,000 sessions and
-    targets used last are kept, a session for half an hour after its last request.
+    A decision only reads it; the pipeline writes. For one event loop. Bounded: the 10,000 sessions used last
+    are kept, for half an hour after their last request.
 
     Args:
         hedge_budget: most hedges per request, as a share.
@@ -43,7 +45,8 @@ class Dispatch:
         self._hedge_budget = hedge_budget
         self._hedges = min(1.0, hedge_budget * _HEDGES_IN_STORE)
         self._in_flight: dict[str, int] = {}
-        self._served: OrderedDict[str, int] = OrderedDict()
+        self._served: dict[str, float] = {}
+        self._served_in_all = 0.0
         self._sessions: OrderedDict[str, Session] = OrderedDict()
 
     @property
@@ -51,9 +54,9 @@ class Dispatch:
         """Requests of this client that are under way, by target."""
         return self._in_flight
 
-    def served(self, target_id: str) -> int:
-        """Requests sent to a target so far."""
-        return self._served.get(target_id, 0)
+    def served(self, target_id: str) -> float:
+        """Requests sent to a target of late, those of longer ago counting less."""
+        return self._served.get(target_id, 0.0)
 
     def session(self, name: str | None) -> Session | None:
         """Where a conversation was served last; None where that is unknown or long ago."""
@@ -75,9 +78,11 @@ class Dispatch:
     def begin(self, target_id: str, *, hedge: bool = False) -> None:
         """A request was sent to a target. Each earns the share of a hedge that the budget allows."""
         self._in_flight[target_id] = self._in_flight.get(target_id, 0) + 1
-        self._served[target_id] = self._served.get(target_id, 0) + 1
-        if len(self._served) > _SERVED_KEPT:
-            self._served.popitem(last=False)
+        self._served[target_id] = self._served.get(target_id, 0.0) + 1
+        self._served_in_all += 1
+        if self._served_in_all > _SERVED_WINDOW:
+            self._served = {id: count / 2 for id, count in self._served.items() if count > 1 / 64}
+            self._served_in_all /= 2
         if not hedge:
             self._hedges = min(_HEDGES_IN_STORE, self._hedges + self._hedge_budget)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import overload
+from typing import Any, overload
 
 from mecroute.config.schema import RouterConfig
 from mecroute.context import RequestFeatures
@@ -205,6 +205,10 @@ class Ranking(Sequence[Candidate]):
         self._rows = rows
         self._make = make
         self._made: dict[int, Candidate] = {}
+
+    def __reduce__(self) -> tuple[type[tuple[Any, ...]], tuple[Any, ...]]:
+        # What is copied or pickled is what it says, and not the request it was made from.
+        return tuple, (tuple(self),)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -111,6 +113,19 @@ def test_round_robin_goes_by_capacity() -> None:
         dispatch.begin(f"mec/{name}/m:1")
         dispatch.end(f"mec/{name}/m:1")
     assert dispatch.served("mec/large/m:1") == pytest.approx(60, abs=1)
+
+
+def test_a_node_that_joins_is_not_flooded_by_round_robin() -> None:
+    dispatch = Dispatch()
+    for index in range(100_000):
+        dispatch.begin(f"mec/n{index % 4}/m:1")
+        dispatch.end(f"mec/n{index % 4}/m:1")
+    names = []
+    for _ in range(100):
+        names.append(chosen(decide(NODES, dispatch=dispatch, balance="round-robin")))
+        dispatch.begin(f"mec/{names[-1]}/m:1")
+        dispatch.end(f"mec/{names[-1]}/m:1")
+    assert 20 <= names.count("n4") < 75
 
 
 def test_the_users_zone_the_price_and_the_prefix_can_come_first() -> None:
@@ -323,6 +338,16 @@ def test_whatever_telemetry_says_there_is_a_decision_or_a_clear_error() -> None:
         if decision.primary is not None:
             dispatch.keep(session_name(request), decision.primary.target.id, asked["zone"])
     assert decided > 1000
+
+
+def test_a_decision_can_be_copied_and_pickled_and_carries_no_prompt() -> None:
+    decision = decide((*NODES, node("gone", unavailable="it is down")))
+    pickled = pickle.dumps(decision)
+    assert b"What is tea?" not in pickled
+    for other in (pickle.loads(pickled), copy.deepcopy(decision)):
+        assert other.explain() == decision.explain()
+        assert other.to_dict() == decision.to_dict()
+        assert isinstance(other.candidates, tuple)
 
 
 def test_the_numbers_of_the_ranking_are_those_of_the_candidates() -> None:
