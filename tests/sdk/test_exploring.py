@@ -203,8 +203,8 @@ def test_comparisons_end_with_their_budget_and_nobody_notices(
     tmp_path: Path, places: tuple[Upstream, Upstream, Upstream]
 ) -> None:
     small, large, _ = places
-    # Each is reserved with 20 output tokens and at most 100 of prompt, and costs 7 of the two together.
-    settings = config(tmp_path, places, shadow_rate=1, shadow_budget_usd_per_day=150e-6)
+    # Each is reserved with 20 output tokens and a bound on the prompt, and costs 7 tokens in the end.
+    settings = config(tmp_path, places, shadow_rate=1, shadow_budget_usd_per_day=100e-6)
     ask(settings, 12, model="mec/auto", max_tokens=20, requirements={"max_cost_usd": 1e-3})
     assert len(small.requests) == 12
     assert 0 < len(large.requests) < 12
