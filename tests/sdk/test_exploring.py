@@ -21,6 +21,7 @@ from mecroute.config import (
     MonitorConfig,
     NodeConfig,
     RegistryConfig,
+    RouterConfig,
     StateConfig,
 )
 from mecroute.context import RequestFeatures
@@ -144,6 +145,10 @@ def config(tmp_path: Path, places: tuple[Upstream, Upstream, Upstream], **monito
             ),
         ),
         monitor=MonitorConfig(**monitor),
+        # The free target is always the best, however long this machine takes for an answer.
+        router=RouterConfig(
+            latency_weight=0, quality_weight=0, cost_weight=1, availability_weight=0, tie_margin=0
+        ),
     )  # fmt: skip
 
 
@@ -233,7 +238,7 @@ def test_exploring_through_a_client_is_recorded_with_its_propensity(
     tmp_path: Path, places: tuple[Upstream, Upstream, Upstream]
 ) -> None:
     settings = config(
-        tmp_path, places, explore_rate=0.5, explore_budget_usd_per_day=1, explore_max_slowdown=9
+        tmp_path, places, explore_rate=0.5, explore_budget_usd_per_day=1, explore_max_slowdown=1000
     )
     ask(settings, 30, model="mec/auto", max_tokens=20, temperature=1)
     rows = History(tmp_path / "state.sqlite3").rows(Filter(), 100)
