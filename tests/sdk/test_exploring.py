@@ -24,6 +24,7 @@ from mecroute.config import (
     RouterConfig,
     StateConfig,
 )
+from mecroute.config.schema import Weighting
 from mecroute.context import RequestFeatures
 from mecroute.decision import Candidate, Decision, Scores
 from mecroute.evidence.explore import Explorer
@@ -145,8 +146,13 @@ def config(tmp_path: Path, places: tuple[Upstream, Upstream, Upstream], **monito
             ),
         ),
         monitor=MonitorConfig(**monitor),
-        # The best by score is tried first, always the same: what varies then is exploration.
-        router=RouterConfig(tie_margin=0, sticky_margin=0),
+        # The free target is always the best, however long this machine takes for an answer.
+        router=RouterConfig(
+            policy="free",
+            policies={"free": Weighting(latency=0, quality=0, cost=1, availability=0)},
+            tie_margin=0,
+            sticky_margin=0,
+        ),
     )  # fmt: skip
 
 
@@ -206,8 +212,8 @@ def test_comparisons_end_with_their_budget_and_nobody_notices(
     tmp_path: Path, places: tuple[Upstream, Upstream, Upstream]
 ) -> None:
     small, large, _ = places
-    # Each is reserved with 20 output tokens and at most 100 of prompt, and costs 7 of the two together.
-    settings = config(tmp_path, places, shadow_rate=1, shadow_budget_usd_per_day=150e-6)
+    # Each is reserved with 20 output tokens and a bound on the prompt, and costs 7 tokens in the end.
+    settings = config(tmp_path, places, shadow_rate=1, shadow_budget_usd_per_day=100e-6)
     ask(settings, 12, model="mec/auto", max_tokens=20, requirements={"max_cost_usd": 1e-3})
     assert len(small.requests) == 12
     assert 0 < len(large.requests) < 12
@@ -236,7 +242,7 @@ def test_exploring_through_a_client_is_recorded_with_its_propensity(
     tmp_path: Path, places: tuple[Upstream, Upstream, Upstream]
 ) -> None:
     settings = config(
-        tmp_path, places, explore_rate=0.5, explore_budget_usd_per_day=1, explore_max_slowdown=9
+        tmp_path, places, explore_rate=0.5, explore_budget_usd_per_day=1, explore_max_slowdown=1000
     )
     ask(settings, 30, model="mec/auto", max_tokens=20, temperature=1)
     rows = History(tmp_path / "state.sqlite3").rows(Filter(), 100)

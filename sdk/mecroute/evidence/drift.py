@@ -146,11 +146,11 @@ class DriftMonitor:
                     }  # fmt: skip
             return found
 
-    def restore(self, target_id: str, value: Mapping[str, Any]) -> None:
+    def restore(self, name: str, value: Mapping[str, Any]) -> None:
         """Take back what `take_changes` gave. Damaged values are left out."""
         names = ("samples", "sigma", "slower", "faster", "failing", "error_rate", "outliers")
         alarms = value.get("alarms")
-        if not all(_is_number(value.get(name)) for name in names) or not isinstance(alarms, Mapping):
+        if not all(_is_number(value.get(key)) for key in names) or not isinstance(alarms, Mapping):
             return
         health = TargetHealth(
             samples=int(value["samples"]),
@@ -160,12 +160,12 @@ class DriftMonitor:
             failing=float(value["failing"]),
             error_rate=min(1.0, float(value["error_rate"])),
             outliers=int(value["outliers"]),
-            alarms={str(name): int(left) for name, left in alarms.items() if _is_number(left)},
+            alarms={str(alarm): int(left) for alarm, left in alarms.items() if _is_number(left)},
         )
         with self._lock:
-            self._known[target_id] = health
-            self._note(target_id, health)
-            self._changed.discard(target_id)
+            self._known[name] = health
+            self._note(name, health)
+            self._changed.discard(name)
 
     def forget(self) -> None:
         """Start afresh."""

@@ -135,7 +135,7 @@ class QualityEvidence:
                 if target in self._known
             }
 
-    def restore(self, target_id: str, value: Mapping[str, Any]) -> None:
+    def restore(self, name: str, value: Mapping[str, Any]) -> None:
         """Take back what `take_changes` gave. Damaged values are left out."""
         rows = value.get("buckets")
         if not isinstance(rows, list) or len(rows) != BUCKETS:
@@ -147,7 +147,7 @@ class QualityEvidence:
                 return
             buckets.append(Posterior(*(float(v) for v in numbers)))
         with self._lock:
-            self._known[target_id] = buckets
+            self._known[name] = buckets
 
     def forget(self) -> None:
         """Start afresh."""

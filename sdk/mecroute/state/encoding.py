@@ -78,7 +78,7 @@ def _fields(item: Any) -> dict[str, Any]:
         names = tuple(field.name for field in fields(item))
         found = _READERS[kind] = names, attrgetter(*names)
     data = dict(zip(found[0], found[1](item), strict=True))
-    if kind is Target:
+    if isinstance(item, Target):
         data["id"] = item.id
     elif kind is Requirements:
         data = {name: value for name, value in data.items() if value is not None}
