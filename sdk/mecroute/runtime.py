@@ -11,6 +11,7 @@ from mecroute.agents import CacheAgent, ContextAgent, MonitorAgent, ResourceAgen
 from mecroute.agents.resource import DeviceLoad
 from mecroute.config.schema import Config
 from mecroute.pipeline import Pipeline
+from mecroute.predict.difficulty import difficulty_source
 from mecroute.state.store import StateStore
 from mecroute.tiers.base import Tier
 from mecroute_registry.facts import Tier as TierName
@@ -34,7 +35,10 @@ class Runtime:
         watches = self._add_remote(config, tiers)
         self.pipeline = Pipeline(
             config,
-            context=ContextAgent(usual_output_tokens=monitor.usual_output_tokens),
+            context=ContextAgent(
+                usual_output_tokens=monitor.usual_output_tokens,
+                difficulty=difficulty_source(config.router.predictor),
+            ),
             resource=ResourceAgent(
                 config, self.registry, watches, monitor, loads=loads or (lambda: _NOTHING_LOADED)
             ),

@@ -22,6 +22,7 @@ class ContextAgent:
         read_device, read_network: where the state of the machine comes from; a host that knows better
             (a phone's own battery API, say) passes its own.
         clock: monotonic seconds.
+        difficulty: a learned difficulty (0..1) of a text; see `predict/difficulty.py`.
     """
 
     def __init__(
@@ -31,7 +32,9 @@ class ContextAgent:
         read_device: Callable[[], DeviceState] = read_device_state,
         read_network: Callable[[], NetworkState] = read_network_state,
         clock: Callable[[], float] = time.monotonic,
+        difficulty: Callable[[str], float] | None = None,
     ) -> None:
+        self._difficulty = difficulty
         self._usual_output_tokens = usual_output_tokens
         self._read_device = read_device
         self._read_network = read_network
@@ -43,7 +46,11 @@ class ContextAgent:
     def assess(self, request: Request) -> Context:
         """Everything the router is told about this request besides the targets."""
         device, network = self._machine()
-        features = request_features(request, usual_output_tokens=self._usual_output_tokens(request.user))
+        features = request_features(
+            request,
+            usual_output_tokens=self._usual_output_tokens(request.user),
+            difficulty=self._difficulty,
+        )
         return Context(features=features, device=device, network=network)
 
     def _machine(self) -> tuple[DeviceState, NetworkState]:

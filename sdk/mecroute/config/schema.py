@@ -58,6 +58,9 @@ class RouterConfig(_Table):
     tie_margin: float = Field(default=0.02, ge=0, le=1, description="scores this close go to the nearer tier")
     latency_target_ms: float = Field(default=3000, gt=0, description="used when a request states none")
     cost_target_usd: float = Field(default=0.001, gt=0, description="used when a request states none")
+    predictor: str = Field(
+        default="shipped", min_length=1, description="learned difficulty: shipped, off, or a file"
+    )
 
     @model_validator(mode="after")
     def _weights_sum_to_one(self) -> Self:

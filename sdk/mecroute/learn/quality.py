@@ -107,6 +107,7 @@ def train_quality(
             "ridge": choice.ridge,
             "shape_share": choice.share,
             "leave_one_out_error": choice.error,
+            "accuracy": dict(zip(HEADS, labels.mean(0).tolist(), strict=True)),
             **(about or {}),
         },
     )

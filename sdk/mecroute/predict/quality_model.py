@@ -9,6 +9,8 @@ import sys
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +190,10 @@ def read_quality_model(path: Path) -> QualityModel:
     except OSError as error:
         raise ConfigError(f"the quality predictor {path} cannot be read: {error.strerror}") from error
     return QualityModel(Weights.unpack(data, str(path)), shipped_vectors())
+
+
+@lru_cache(maxsize=1)
+def shipped_quality_model() -> QualityModel:
+    """The predictor that comes with the package; read on first use. docs/quality.md says what it learned from."""
+    data = files("mecroute.predict").joinpath("data", "quality.mrqp").read_bytes()
+    return QualityModel(Weights.unpack(data, "the shipped quality predictor"), shipped_vectors())
