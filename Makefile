@@ -7,7 +7,7 @@ READY := .venv/.ready
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo dev test check lint types tests test-all bench bench-serving format clean
+.PHONY: help demo dev test check lint types tests test-all bench bench-serving bench-routing format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,12 @@ bench: $(READY)  ## every comparison with a peer, ratios measured in one run
 bench-serving: $(READY)  ## DATA=model.gguf: our server against llama-server (builds it once, 8 minutes)
 	@test -n "$(DATA)" || { echo "name a GGUF model: make bench-serving DATA=model.gguf"; exit 1; }
 	$(BIN)/python benchmarks/serving.py $(DATA)
+
+bench-routing: $(READY)  ## DATA=folder with mmlu.csv and gsm8k.csv: how well the learned router routes
+	@test -n "$(DATA)" || { echo "name the folder of the CSV files: make bench-routing DATA=folder"; exit 1; }
+	$(BIN)/mecroute bench routing --train $(DATA)/mmlu.csv --eval $(DATA)/mmlu.csv
+	$(BIN)/mecroute bench routing --train $(DATA)/gsm8k.csv --eval $(DATA)/gsm8k.csv
+	$(BIN)/mecroute bench routing --train $(DATA)/gsm8k.csv --eval $(DATA)/gsm8k.csv --cascade
 
 format: $(READY)  ## put the code into the house format
 	$(BIN)/ruff check --fix .

@@ -70,7 +70,9 @@ class Encoder:
         scores = query @ key.swapaxes(-1, -2) / np.sqrt(size)
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         mixed = (scores / scores.sum(-1, keepdims=True)) @ value
-        return self.linear(mixed.swapaxes(1, 2).reshape(batch, length, width), name + "attention.output.dense")
+        return self.linear(
+            mixed.swapaxes(1, 2).reshape(batch, length, width), name + "attention.output.dense"
+        )
 
     def linear(self, x: Any, name: str) -> Any:
         return x @ self.tensors[name + ".weight"].T + self.tensors[name + ".bias"]

@@ -22,7 +22,20 @@ from mecroute.request import ingest
 
 EASY = ["What is the capital of {}?", "Name a fruit that grows in {}.", "Say hello in the language of {}."]
 HARD = ["Prove the theorem on groups named after {}.", "Derive the integral equation of {} and its matrix."]
-PLACES = ["Rome", "Oslo", "Lima", "Cairo", "Delhi", "Paris", "Quito", "Seoul", "Accra", "Minsk", "Tunis", "Hanoi"]
+PLACES = [
+    "Rome",
+    "Oslo",
+    "Lima",
+    "Cairo",
+    "Delhi",
+    "Paris",
+    "Quito",
+    "Seoul",
+    "Accra",
+    "Minsk",
+    "Tunis",
+    "Hanoi",
+]
 
 
 def labelled() -> list[Labelled]:
@@ -133,7 +146,12 @@ def test_too_little_to_learn_from_is_said() -> None:
         train_quality([Labelled(f"question {i}", 1, 1) for i in range(40)], shipped_vectors())
 
 
-CHAT_EASY = ["Hi!", "What is the capital of France?", "Is water wet? Answer yes or no.", "Set an alarm for 7 am"]
+CHAT_EASY = [
+    "Hi!",
+    "What is the capital of France?",
+    "Is water wet? Answer yes or no.",
+    "Set an alarm for 7 am",
+]
 CHAT_HARD = [
     "Prove step by step that the square root of 2 is irrational, and justify each deduction.",
     "Compare three database designs for this workload, analyse the trade-offs, and plan a migration:\n"
@@ -155,7 +173,9 @@ def test_the_shipped_predictor_is_sane_on_ordinary_prompts(easy: str, hard: str)
     assert complexity(easy) + 0.25 < complexity(hard)
 
 
-@pytest.mark.parametrize("text", ["", "\0", "漢字" * 5000, "a" * 100_000, "🙂", "\n" * 9000, "A. \nB. \n", "9" * 5000])
+@pytest.mark.parametrize(
+    "text", ["", "\0", "漢字" * 5000, "a" * 100_000, "🙂", "\n" * 9000, "A. \nB. \n", "9" * 5000]
+)
 def test_any_text_has_a_difficulty(text: str) -> None:
     difficulty = difficulty_source("shipped")
     assert difficulty is not None

@@ -107,7 +107,9 @@ class Weights:
         return cls._numbers(data[begin:], name, heads, sizes, about)
 
     @classmethod
-    def _numbers(cls, data: bytes, name: str, heads: tuple[str, ...], sizes: list[int], about: Any) -> Weights:
+    def _numbers(
+        cls, data: bytes, name: str, heads: tuple[str, ...], sizes: list[int], about: Any
+    ) -> Weights:
         count, shapes = len(heads), len(SHAPE_NAMES)
         dim, text_rank, shape_rank = sizes
         texts = count * text_rank * dim
