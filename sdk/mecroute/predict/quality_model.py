@@ -196,6 +196,6 @@ def read_quality_model(path: Path) -> QualityModel:
 
 @lru_cache(maxsize=1)
 def shipped_quality_model() -> QualityModel:
-    """The predictor that comes with the package; read on first use. docs/quality.md says what it learned from."""
+    """The predictor that comes with the package, read on first use; see docs/quality.md."""
     data = files("mecroute.predict").joinpath("data", "quality.mrqp").read_bytes()
     return QualityModel(Weights.unpack(data, "the shipped quality predictor"), shipped_vectors())
