@@ -146,7 +146,7 @@ class Weights:
 
 
 class QualityModel:
-    """Evaluates learned weights. Pure Python, thread-safe; what it costs is what `route_us_p50` of the bench says.
+    """Evaluates learned weights. Pure Python, thread-safe; the bench prints what one text costs.
 
     Args:
         vectors: the table of word vectors that the weights were trained on.
