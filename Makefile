@@ -8,7 +8,8 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help demo dev test check lint types tests test-all bench format clean \
-	bench-serving bench-serving-python bench-trace bench-latency bench-embeddings bench-overhead bench-idle bench-soak bench-connections
+	bench-serving bench-serving-python bench-trace bench-latency bench-embeddings bench-overhead bench-idle bench-soak bench-connections \
+	bench-routing
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -83,6 +84,12 @@ bench-connections: $(READY)  ## DATA=model.gguf: 10,000 connections that hang
 
 bench-overhead: $(READY)  ## what a call costs beyond raw HTTP, against LiteLLM's Router (installs it once)
 	$(BIN)/python benchmarks/overhead.py
+
+bench-routing: $(READY)  ## DATA=folder with mmlu.csv and gsm8k.csv: how well the learned router routes
+	@test -n "$(DATA)" || { echo "name the folder of the CSV files: make bench-routing DATA=folder"; exit 1; }
+	$(BIN)/mecroute bench routing --train $(DATA)/mmlu.csv --eval $(DATA)/mmlu.csv
+	$(BIN)/mecroute bench routing --train $(DATA)/gsm8k.csv --eval $(DATA)/gsm8k.csv
+	$(BIN)/mecroute bench routing --train $(DATA)/gsm8k.csv --eval $(DATA)/gsm8k.csv --cascade
 
 format: $(READY)  ## put the code into the house format
 	$(BIN)/ruff check --fix .

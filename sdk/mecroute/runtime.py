@@ -22,6 +22,7 @@ from mecroute.network.links import Links
 from mecroute.pipeline import Pipeline
 from mecroute.placement.demand import Demand
 from mecroute.placement.keeper import DemandKeeper
+from mecroute.predict.difficulty import difficulty_source
 from mecroute.state.store import StateStore, database_path
 from mecroute.tiers.base import Tier
 from mecroute_registry.facts import Tier as TierName
@@ -74,6 +75,7 @@ class Runtime:
                 probes=Probes(device_probes),
                 links=self.links,
                 network=config.network,
+                difficulty=difficulty_source(config.router.predictor),
             ),
             resource=ResourceAgent(
                 config,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     "mecroute bench smollm2:q4_0",
     "mecroute bench smollm2:q8_0 --tier mec --node mec-1 --runs 20",
-    "mecroute bench smollm2:q4_0 --prompt-tokens 256 --output-tokens 64 --json",
+    "mecroute bench model smollm2:q4_0 --prompt-tokens 256 --output-tokens 64 --json",
 )
 _MODEL = "model"
 

@@ -54,13 +54,14 @@ def bench_routing(
             "routing",
             row,
             {
-                "APGR": f"{quality.apgr:.3f}  (95% interval {quality.apgr_low:.3f} to {quality.apgr_high:.3f})",
+                "APGR": f"{quality.apgr:.3f} (95%: {quality.apgr_low:.3f} to {quality.apgr_high:.3f})",
                 "CPT 50%": f"{quality.cpt50:.1f}% of calls to the strong model recover half of the gap",
                 "CPT 80%": f"{quality.cpt80:.1f}%",
                 "one decision": f"{found.route_us_p50:.0f} µs (p50)",
                 "weak model alone": f"{quality.weak_accuracy:.1%} right",
                 "strong model alone": f"{quality.strong_accuracy:.1%} right",
-                "prompts": f"{quality.prompts} evaluated, {found.trained_rows} learned from in {found.train_s:.1f} s",
+                "evaluated on": f"{quality.prompts} prompts",
+                "learned from": f"{found.trained_rows} prompts, in {found.train_s:.1f} s",
             },
         )
     if save is not None:

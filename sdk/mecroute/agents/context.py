@@ -30,6 +30,7 @@ class ContextAgent:
         links: the network as traffic shows it.
         network: `[network]`.
         clock: monotonic seconds.
+        difficulty: a learned difficulty (0..1) of a text; see `predict/difficulty.py`.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class ContextAgent:
         links: Links | None = None,
         network: NetworkConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
+        difficulty: Callable[[str], float] | None = None,
     ) -> None:
+        self._difficulty = difficulty
         self._usual_output_tokens = usual_output_tokens
         self._read_device = read_device
         self._read_network = read_network
@@ -57,7 +60,11 @@ class ContextAgent:
     def assess(self, request: Request) -> Context:
         """Everything the router is told about this request besides the targets."""
         device, network = self._machine()
-        features = request_features(request, usual_output_tokens=self._usual_output_tokens(request.user))
+        features = request_features(
+            request,
+            usual_output_tokens=self._usual_output_tokens(request.user),
+            difficulty=self._difficulty,
+        )
         # Only a metered network makes the size matter.
         upload = upload_bytes(request) if network.upload_limit_bytes is not None else 0
         return Context(features=features, device=device, network=network, upload_bytes=upload)

@@ -75,6 +75,9 @@ class RouterConfig(_Table):
     sticky_margin: float = Field(
         default=0.05, ge=0, le=1, description="a conversation keeps its node within this score; 0: never"
     )
+    predictor: str = Field(
+        default="shipped", min_length=1, description="learned difficulty: shipped, off, or a file"
+    )
     hedge: Literal["free", "always", "never"] = Field(
         default="free", description="ask a second target when the first is late: if it costs nothing"
     )

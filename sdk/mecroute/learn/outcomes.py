@@ -97,7 +97,5 @@ def _row(path: Path, number: int, cells: list[str], split: str | None) -> tuple[
         labels.append(int(cell))
     if split is not None and not split.strip():
         raise UsageError(f"{path}, row {number}, column 'split': it is empty")
-    return (
-        split.strip() if split is not None else None,
-        Labelled(cells[0], *labels, weak_answer=cells[3] if len(cells) > 3 else ""),
-    )
+    answer = cells[3] if len(cells) > 3 else ""
+    return None if split is None else split.strip(), Labelled(cells[0], labels[0], labels[1], answer)

@@ -40,7 +40,7 @@ _RIDGES = (2.0, 4.0, 8.0, 16.0, 32.0)
 
 @dataclass(frozen=True)
 class _Features:
-    """Texts as the kernels see them: centred vectors [n, dim] and shapes [n, shapes], each of mean square 1."""
+    """Texts as kernels see them: centred vectors [n, dim] and shapes [n, shapes], of mean square 1 each."""
 
     text: Floats
     shape: Floats
@@ -107,6 +107,7 @@ def train_quality(
             "ridge": choice.ridge,
             "shape_share": choice.share,
             "leave_one_out_error": choice.error,
+            "accuracy": dict(zip(HEADS, labels.mean(0).tolist(), strict=True)),
             **(about or {}),
         },
     )
@@ -118,7 +119,8 @@ def _spread(np: Any, values: Floats, centre: Floats) -> float:
 
 def _kernel(np: Any, features: _Features, share: float) -> tuple[Floats, tuple[float, float]]:
     """Text and shape in the given proportion, plus a constant; each of mean 1 on the diagonal before that."""
-    total, weights = 1.0, []
+    total: Floats = np.ones((len(features.text), len(features.text)))
+    weights = []
     for values, square, part in (
         (features.text, _TEXT_SQUARE, 1 - share),
         (features.shape, _SHAPE_SQUARE, share),
@@ -127,7 +129,7 @@ def _kernel(np: Any, features: _Features, share: float) -> tuple[Floats, tuple[f
         kernel = likeness + square * likeness**2
         weights.append(part / (float(np.trace(kernel)) / len(kernel) or 1.0))
         total = total + weights[-1] * kernel
-    return total, (weights[0], weights[1])  # type: ignore[return-value]
+    return total, (weights[0], weights[1])
 
 
 def _choose(np: Any, features: _Features, labels: Floats) -> _Choice:

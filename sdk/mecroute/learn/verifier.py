@@ -83,7 +83,7 @@ def train_verifier(rows: Sequence[Labelled]) -> Verifier:
 
 def _logistic(np: Any, design: Floats, target: Floats, penalty: Floats) -> Floats:
     """Newton's method; the ridge makes the problem strictly convex."""
-    weights = np.zeros(design.shape[1])
+    weights: Floats = np.zeros(design.shape[1])
     for _ in range(_NEWTON_STEPS):
         p = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
         gradient = design.T @ (p - target) + penalty * weights

@@ -29,9 +29,10 @@ _MOST = 40  # sums that are checked
 
 CHECK_NAMES: tuple[str, ...] = (
     *("no final answer", "cut off", "wrong sum", "unreadable sums", "sums", "no sums"),
-    *("final is not the last result", "final is a fraction", "final is negative", "final repeats the question"),
-    *("size of the final", "unexplained numbers", "unused numbers", "length", "length over question"),
-    *("lines", "results that are fractions", "equations beyond notes", "doubt", "unknowns", "repeated lines"),
+    *("final is not the last result", "final is a fraction", "final is negative"),
+    *("final repeats the question", "size of the final", "unexplained numbers", "unused numbers", "length"),
+    *("length over question", "lines", "results that are fractions", "equations beyond notes"),
+    *("doubt", "unknowns", "repeated lines"),
 )  # fmt: skip
 
 

@@ -71,13 +71,13 @@ class _Parser:
         return value
 
     def _factor(self, depth: int) -> float:
-        token = self._peek()
+        item = self._peek()
         self._at += 1
-        if isinstance(token, float):
-            return token
-        if token == "-" and depth < _DEEPEST:
+        if isinstance(item, float):
+            return item
+        if item == "-" and depth < _DEEPEST:
             return -self._factor(depth + 1)
-        if token == "(" and depth < _DEEPEST:
+        if item == "(" and depth < _DEEPEST:
             value = self.sum(depth + 1)
             if self._peek() != ")":
                 raise _NoSumError

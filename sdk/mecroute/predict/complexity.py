@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mecroute.context import RequestFeatures
@@ -46,10 +46,17 @@ def estimate_tokens(text: str) -> int:
     return max(1, round(wide + (len(text) - wide) / CHARS_PER_TOKEN))
 
 
-def request_features(request: Request, *, usual_output_tokens: float | None = None) -> RequestFeatures:
+def request_features(
+    request: Request,
+    *,
+    usual_output_tokens: float | None = None,
+    difficulty: Callable[[str], float] | None = None,
+) -> RequestFeatures:
     """Read the features of a request.
 
     Args:
+        difficulty: a learned difficulty (0..1) of a text; the complexity is then the mean of it and of what
+            the signals say, since neither sees all: the one learned from examination questions alone.
         usual_output_tokens: mean answer length of this user, where it is known; it is blended with
             what the text suggests.
     """
@@ -67,12 +74,17 @@ def request_features(request: Request, *, usual_output_tokens: float | None = No
         instructions = next((message_text(m) for m in reversed(messages) if m.get("role") == "user"), text)
         needs |= _content_needs(messages)
     needs |= _body_needs(request.body)
-    complexity, reasons = _complexity(instructions, prompt_tokens, turns)
+    signalled, reasons = _complexity(instructions, prompt_tokens, turns)
+    complexity = signalled
+    if difficulty is not None:
+        learned = difficulty(instructions)
+        complexity = (signalled + learned) / 2
+        reasons.append(f"learned difficulty {learned:.2f}")
     return RequestFeatures(
         complexity=complexity,
         reasons=tuple(reasons),
         prompt_tokens=prompt_tokens,
-        output_tokens=_output_tokens(instructions, complexity, request.body, usual_output_tokens),
+        output_tokens=_output_tokens(instructions, signalled, request.body, usual_output_tokens),
         needs=frozenset(needs),
     )
 

@@ -9,6 +9,8 @@ import sys
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +107,9 @@ class Weights:
         return cls._numbers(data[begin:], name, heads, sizes, about)
 
     @classmethod
-    def _numbers(cls, data: bytes, name: str, heads: tuple[str, ...], sizes: list[int], about: Any) -> Weights:
+    def _numbers(
+        cls, data: bytes, name: str, heads: tuple[str, ...], sizes: list[int], about: Any
+    ) -> Weights:
         count, shapes = len(heads), len(SHAPE_NAMES)
         dim, text_rank, shape_rank = sizes
         texts = count * text_rank * dim
@@ -142,7 +146,7 @@ class Weights:
 
 
 class QualityModel:
-    """Evaluates learned weights. Pure Python, thread-safe; one text takes some 100 µs.
+    """Evaluates learned weights. Pure Python, thread-safe; the bench prints what one text costs.
 
     Args:
         vectors: the table of word vectors that the weights were trained on.
@@ -188,3 +192,10 @@ def read_quality_model(path: Path) -> QualityModel:
     except OSError as error:
         raise ConfigError(f"the quality predictor {path} cannot be read: {error.strerror}") from error
     return QualityModel(Weights.unpack(data, str(path)), shipped_vectors())
+
+
+@lru_cache(maxsize=1)
+def shipped_quality_model() -> QualityModel:
+    """The predictor that comes with the package, read on first use; see docs/quality.md."""
+    data = files("mecroute.predict").joinpath("data", "quality.mrqp").read_bytes()
+    return QualityModel(Weights.unpack(data, "the shipped quality predictor"), shipped_vectors())

@@ -22,8 +22,8 @@ _GROUPS: Mapping[str, str] = {
     "times": "second seconds minute minutes hour hours day days week weeks month months year years",
     "people": "he she his her him they their man woman person patient who",
     "first person": "i my me we our",
-    "reasoning": "prove derive explain why justify implies therefore because compare analyze analyse evaluate "
-    "proof deduce critique",
+    "reasoning": "prove derive explain why justify implies therefore because compare analyze analyse "
+    "evaluate proof deduce critique",
     "open questions": "what how which where describe",
     "law": "court statute liability plaintiff defendant contract jury law constitutional",
     "formal": "theorem function set group ring integer integral derivative matrix equation polynomial x y n "

@@ -16,8 +16,6 @@ from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
-from pathlib import Path
-from typing import Protocol
 
 from mecroute.errors import ConfigError
 
@@ -48,10 +46,6 @@ def read_words(text: str) -> list[str]:
     return _WORDS.findall(text)
 
 
-class _Source(Protocol):
-    def read_bytes(self) -> bytes: ...
-
-
 class TokenVectors:
     """A table of word pieces and their vectors.
 
@@ -71,17 +65,15 @@ class TokenVectors:
         self._spread = bytes(_LANE_BYTES * dim)
 
     @classmethod
-    def read(cls, source: _Source, name: str) -> TokenVectors:
-        """Read a table.
+    def unpack(cls, data: bytes, name: str) -> TokenVectors:
+        """Read a file of `pack_table`.
 
         Args:
-            source: anything with `read_bytes`.
             name: what an error calls it.
 
         Raises:
             ConfigError: it is not a table this version reads, or it is damaged.
         """
-        data = source.read_bytes()
         if len(data) < _HEADER.size:
             raise ConfigError(f"{name} is not a table of token vectors: it holds only {len(data)} bytes")
         magic, version, dim, count, vocabulary_bytes, scale = _HEADER.unpack_from(data)
@@ -173,13 +165,5 @@ def pack_table(pieces: list[str], rows: bytes, dim: int, scale: float) -> bytes:
 @lru_cache(maxsize=1)
 def shipped_vectors() -> TokenVectors:
     """The table that comes with the package; read on first use."""
-    source = files("mecroute.predict").joinpath("data", "token_vectors.bin")
-    return TokenVectors.read(source, "the shipped table of token vectors")
-
-
-def read_vectors(path: Path) -> TokenVectors:
-    """A table from a file. Raises: ConfigError, as `TokenVectors.read`, or where it cannot be read."""
-    try:
-        return TokenVectors.read(path, str(path))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    data = files("mecroute.predict").joinpath("data", "token_vectors.bin").read_bytes()
+    return TokenVectors.unpack(data, "the shipped table of token vectors")
