@@ -128,7 +128,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
         assert found.low is not None
         assert found.high is not None
         covered += found.low <= 900 <= found.high
-    assert covered >= 52  # 57 of 60 expected
+    assert covered >= 34  # 38 of 40 expected
 
 
 def test_few_samples_are_said_to_be_few() -> None:
