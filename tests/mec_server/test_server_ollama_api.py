@@ -209,7 +209,7 @@ def test_the_client_gets_its_own_errors(client: ollama.Client, stream: bool) -> 
         ("/api/generate", {"prompt": "x", "context": [1, 2]}, "context"),
         ("/api/generate", {"prompt": "x", "raw": True, "system": "y"}, "system"),
         ("/api/embed", {"input": []}, "input"),
-        ("/api/embed", {"input": "x", "dimensions": 3}, "dimensions"),
+        ("/api/embed", {"input": "x", "dimensions": 65}, "dimensions"),
         ("/api/embed", {"input": "word " * 400}, "input"),
         ("/api/show", {"model": None}, "model"),
         ("/api/chat", {"model": 3}, "model"),
