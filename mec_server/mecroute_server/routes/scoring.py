@@ -55,7 +55,7 @@ async def rerank(request: Request, node: CurrentNode) -> Response:
     """The documents in the order of their relevance to the query."""
     body = await read_json_object(request, node.settings.max_body_bytes)
     asked = parse_rerank(body)
-    name = _model(body)
+    name = ref = _model(body)
     try:
         if await node.pool.serves_onnx(name):
             onnx = await _lend_onnx(request, node, name)

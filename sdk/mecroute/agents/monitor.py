@@ -83,7 +83,8 @@ class MonitorAgent:
 
     def availability(self, target_id: str) -> float:
         """Share of recent calls that were answered, 0..1, the newest weighing most; 1 before the first."""
-        return self._observations.success(target_id) * self.drift.availability_factor(target_id)
+        success = self._observations.success(target_id)
+        return success if self.drift.quiet else success * self.drift.availability_factor(target_id)
 
     @property
     def adjustment(self) -> Adjustment | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 from mecroute.agents.monitor import MonitorAgent
 from mecroute.agents.router import RouterAgent
@@ -14,7 +15,8 @@ from mecroute.errors import InvalidRequestError
 from mecroute.outcome import Segment
 from mecroute.request import ModelSelector, Request
 from mecroute.requirements import Requirements
-from mecroute.simulate.world import Asked, Place, World
+from mecroute.routing.dispatch import Dispatch
+from mecroute.simulate.world import MAX_ATTEMPTS, Asked, Place, World
 from mecroute.state.store import StateStore
 from mecroute.target import TargetState
 from mecroute_registry.facts import Task
@@ -115,13 +117,15 @@ class Agents(Strategy):
         self._world = world
         self._reports = Reports(world)
         self._router = RouterAgent(config)
-        self._monitors = [
-            MonitorAgent(StateStore(enabled=False), clock=world.clock) for _ in range(world.scenario.clients)
-        ]
+        clients = range(world.scenario.clients)
+        store = StateStore(enabled=False)
+        self._monitors = [MonitorAgent(store, clock=world.clock) for _ in clients]
+        self._dispatches = [Dispatch(hedge_budget=0, clock=world.clock) for _ in clients]
+        self._known: dict[int, tuple[object, list[TargetState]]] = {}
         self._by_id = {place.target.id: index for index, place in enumerate(world.places)}
         self._decisions: dict[int, Decision] = {}
         self._selector = ModelSelector.parse("auto")
-        self._context = Context(RequestFeatures(0, (), 1, 1), DeviceState("simulated"), NetworkState())
+        self._device, self._network = DeviceState("simulated"), NetworkState()
 
     def choose(self, asked: Asked) -> list[int]:
         """The candidates of a decision, in its order."""
@@ -135,23 +139,31 @@ class Agents(Strategy):
             id=f"req-{asked.number}",
             started=self._world.clock.now_s,
         )
+        dispatch = self._dispatches[asked.client]
         decision = self._router.decide(
             request,
-            Context(features, self._context.device, self._context.network),
+            Context(features, self._device, self._network),
             self._targets(asked.client, monitor),
             battery_floor=0.0,
             correction=monitor.correction,
+            adjustment=monitor.adjustment,
+            dispatch=dispatch,
         )
         self._decisions[asked.number] = decision
-        return [self._by_id[c.target.id] for c in decision.candidates[:3]]
+        first = decision.candidates[:MAX_ATTEMPTS]
+        if first:
+            dispatch.begin(first[0].target.id)
+        return [self._by_id[c.target.id] for c in first]
 
     def heard(self, asked: Asked, place: int, times: tuple[float, float] | None) -> None:
         """Let the monitor learn, as it does from a finished segment."""
         monitor, target = self._monitors[asked.client], self._world.places[place].target
+        decision = self._decisions[asked.number]
         if times is None:
             monitor.failed(target.id, "its queue is full")
             return
-        decision = self._decisions.pop(asked.number)
+        del self._decisions[asked.number]
+        self._dispatches[asked.client].end(decision.candidates[0].target.id)
         segment = Segment(
             target_id=target.id,
             tier=target.tier,
@@ -162,20 +174,29 @@ class Agents(Strategy):
         monitor.answered(decision, segment)
 
     def _targets(self, client: int, monitor: MonitorAgent) -> Iterator[TargetState]:
+        """What the client knows of each place. A node's state is made once per report, as the Resource agent
+        does; whether it answers is looked up each time."""
         world = self._world
         device = world.server(world.device, client)
-        yield self._state(world.device, client, monitor, device.running, device.queued)
-        yield self._state(world.cloud, client, monitor, 0, 0)
-        for node, running, queued in self._reports.of(client):
-            yield self._state(node, client, monitor, running, queued)
+        yield self._state(world.device, client, device.running, device.queued)
+        reports = self._reports.of(client)
+        of, known = self._known.get(client, (None, []))
+        if of is not reports:
+            known = [self._state(world.cloud, client, 0, 0)]
+            known += [self._state(node, client, running, queued) for node, running, queued in reports]
+            self._known[client] = reports, known
+        for index, state in enumerate(known):
+            target_id = state.target.id
+            availability, resting = monitor.availability(target_id), monitor.resting(target_id)
+            if availability != state.availability or resting != state.unavailable:
+                state = known[index] = replace(state, availability=availability, unavailable=resting)
+            yield state
 
-    def _state(
-        self, index: int, client: int, monitor: MonitorAgent, running: int, queued: int
-    ) -> TargetState:
+    def _state(self, index: int, client: int, running: int, queued: int) -> TargetState:
         place: Place = self._world.places[index]
-        machine, target = place.machine, place.target
+        machine = place.machine
         return TargetState(
-            target=target,
+            target=place.target,
             tasks=_TASKS,
             abilities=_ABILITIES,
             context_length=_CONTEXT_LENGTH,
@@ -190,9 +211,7 @@ class Agents(Strategy):
             parallel=machine.parallel,
             input_usd_per_mtok=machine.input_usd_per_mtok,
             output_usd_per_mtok=machine.output_usd_per_mtok,
-            availability=monitor.availability(target.id),
             reached_over_network=index != self._world.device,
-            unavailable=monitor.resting(target.id),
         )
 
 

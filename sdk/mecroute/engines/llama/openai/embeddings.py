@@ -55,7 +55,7 @@ def parse_embeddings(body: Mapping[str, Any]) -> EmbeddingRequest:
 def _inputs(given: Any) -> list[str | list[int]]:
     if isinstance(given, list) and given and all(type(item) is int for item in given):
         given = [given]  # the tokens of one text
-    inputs = [given] if isinstance(given, str) else given
+    inputs: Any = [given] if isinstance(given, str) else given
     if not isinstance(inputs, list) or not inputs:
         raise InvalidRequestError("'input' must be a text or a list of texts, at least one")
     if len(inputs) > MAX_TEXTS:
