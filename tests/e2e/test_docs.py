@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from mecroute.config import load_config
+from mecroute.simulate.scenario import Scenario, read_scenario
 from support.process import ROOT, child_environment
 from support.s3 import free_port, s3_server
 from support.server import SAYS
@@ -160,11 +161,14 @@ def _start(workspace: Workspace, command: str, port: str, ready: str = "readyz")
     raise AssertionError(f"{command} was never ready")
 
 
-@pytest.mark.parametrize("text", [t for _, t in TOML], ids=ids(TOML))
-def test_configuration_snippets_are_valid(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(("name", "text"), TOML, ids=ids(TOML))
+def test_configuration_snippets_are_valid(tmp_path: Path, name: str, text: str) -> None:
     file = tmp_path / "mecroute.toml"
     file.write_text(text)
-    assert list(load_config(file).settings())
+    if name.startswith("simulation.md"):
+        assert read_scenario(file) != Scenario()
+    else:
+        assert list(load_config(file).settings())
 
 
 def test_every_setting_is_documented() -> None:
