@@ -56,9 +56,13 @@ def open_engine(ref: str, path: Path, settings: ServerSettings, *, is_onnx: bool
 
 
 def _open_llama(ref: str, path: Path, settings: ServerSettings) -> LlamaEngine:
+    from mecroute.device.hardware import default_threads
     from mecroute.engines.llama.engine import LlamaEngine
     from mecroute.engines.llama.gpu import GpuOptions
+    from mecroute.engines.llama.trial import try_gguf
 
+    # A child process does the same first: a file that crashes llama.cpp ends only that child.
+    try_gguf(path, n_threads=settings.threads or default_threads())
     return LlamaEngine(
         path,
         n_ctx=settings.context,

@@ -26,6 +26,7 @@ def recorded(empty_dir: Path) -> Iterator[list[str]]:
         (empty_dir / "mecroute.toml").write_text(
             f'[registry]\npath = "{empty_dir}/registry"\n[device]\nenabled = false\n'
             f'[state]\npath = "{empty_dir}/state.sqlite3"\n'
+            "[router]\ntie_margin = 0\nsticky_margin = 0\n"  # the cheaper cloud is always the first
             f'[[cloud]]\nname = "c1"\nbase_url = "{cloud.url}/v1"\nmodel = "big"\n'
             "input_usd_per_mtok = 1\noutput_usd_per_mtok = 1\n"
             f'[[cloud]]\nname = "c2"\nbase_url = "{cloud.url}/v1"\nmodel = "bigger"\nquality = 0.95\n'

@@ -194,7 +194,7 @@ def test_a_remembered_answer_crosses_neither_users_nor_floors(
     assert [ask(user="a"), ask(user="a"), ask(user="b")] == [None, "exact", None]
     assert ask(user="a", requirements={"privacy": "edge"}) == "exact"  # a node in eu-1 had answered
     assert ask(user="a", requirements={"residency": "eu"}) == "exact"
-    for floor in ({"privacy": "device"}, {"residency": "us"}, {"min_quality": 0.99}):
+    for floor in ({"residency": "us"}, {"min_quality": 1.0}):
         with pytest.raises(NoEligibleTargetError):
             ask(user="a", model="mec/auto", requirements=floor)
     assert client.chat.completions.create(messages=HELLO).mecroute.cache is None  # it samples
@@ -202,9 +202,13 @@ def test_a_remembered_answer_crosses_neither_users_nor_floors(
 
     assert ask(user="a", model="cloud/big") is None
     assert ask(user="a", model="cloud/big") == "exact"
-    for floor in ({"privacy": "edge"}, {"privacy": "device"}, {"residency": "eu"}):
+    with pytest.raises(NoEligibleTargetError):
+        ask(user="a", model="cloud/big", requirements={"residency": "eu"})
+    for floor in ("edge", "device"):
+        with pytest.raises(InvalidRequestError, match="contradict"):
+            ask(user="a", model="cloud/big", requirements={"privacy": floor})
         with pytest.raises(NoEligibleTargetError):
-            ask(user="a", model="cloud/big", requirements=floor)
+            ask(user="a", model="big", requirements={"privacy": floor})
     assert len(cloud.requests) == 1
 
 

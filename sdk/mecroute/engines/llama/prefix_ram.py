@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mecroute.engines.llama.radix import RadixTree
 
 #: Fewer tokens than this are as soon computed as brought back.
-_MIN_GAIN_TOKENS = 16
+_MIN_GAIN_TOKENS = 4
 #: To bring back a token takes far less than to compute one; so many to one at least.
 _MIN_GAIN_SHARE = 0.02
 
