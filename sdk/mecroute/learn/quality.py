@@ -75,12 +75,8 @@ def train_quality(
         import numpy as np
     except ImportError as error:
         raise MissingExtraError("device", "training a quality predictor") from error
-    if len(rows) < MIN_ROWS:
-        raise UsageError(f"{len(rows)} labelled prompts are too few to learn from: {MIN_ROWS} are needed")
-    rows = rows[-MAX_ROWS:]
+    rows = usable(rows)
     labels = np.array([(row.weak, row.strong) for row in rows], dtype=np.float64)
-    if (labels == labels[0]).all():
-        raise UsageError("every labelled prompt has the same outcome: there is nothing to learn from")
     read = [(row.prompt, read_words(row.prompt)) for row in rows]
     directions = np.array([vectors.vector(words) for _, words in read])
     shapes = np.array([shape(text, words) for text, words in read])
@@ -111,6 +107,20 @@ def train_quality(
             **(about or {}),
         },
     )
+
+
+def usable(rows: Sequence[Labelled]) -> Sequence[Labelled]:
+    """The rows that training uses: at most the last 6,000.
+
+    Raises:
+        UsageError: there are too few rows, or the labels are all the same.
+    """
+    if len(rows) < MIN_ROWS:
+        raise UsageError(f"{len(rows)} labelled prompts are too few to learn from: {MIN_ROWS} are needed")
+    rows = rows[-MAX_ROWS:]
+    if len({(row.weak, row.strong) for row in rows}) == 1:
+        raise UsageError("every labelled prompt has the same outcome: there is nothing to learn from")
+    return rows
 
 
 def _spread(np: Any, values: Floats, centre: Floats) -> float:
