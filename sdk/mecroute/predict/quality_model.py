@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
+from operator import mul, sub
 from pathlib import Path
 from typing import Any
 
 from mecroute.errors import ConfigError
 from mecroute.predict.shape import SHAPE_NAMES, shape
-from mecroute.predict.surface import MAX_DIM, QuadraticSurface, SurfaceWeights
+from mecroute.predict.surface import MAX_DIM, STEPS, QuadraticSurface, SurfaceWeights
 from mecroute.predict.token_vectors import TokenVectors, read_words, shipped_vectors
 
 _MAGIC = b"MRQP"
@@ -166,17 +167,15 @@ class QualityModel:
         self._text = QuadraticSurface(weights.text)
         self._shape = QuadraticSurface(weights.shape)
         self._mean = list(weights.shape_mean)
-        self._scale = [1 / scale for scale in weights.shape_scale]
+        self._scale = [STEPS / scale for scale in weights.shape_scale]
 
     def predict(self, text: str) -> list[float]:
         """For each head, about how likely it is to answer rightly; not bounded to 0..1."""
         words = read_words(text)
-        standard = [
-            min(1.0, max(-1.0, (value - mean) * scale))
-            for value, mean, scale in zip(shape(text, words), self._mean, self._scale, strict=True)
-        ]
-        parts = (self._bias, self._text.at(self._vectors.vector(words)), self._shape.at(standard))
-        return [bias + topic + form for bias, topic, form in zip(*parts, strict=True)]
+        standard = map(mul, map(sub, shape(text, words), self._mean), self._scale)
+        form = [STEPS if value > STEPS else -STEPS if value < -STEPS else int(value) for value in standard]
+        parts = (self._bias, self._text.at(self._vectors.steps(words, STEPS)), self._shape.at(form))
+        return [sum(part) for part in zip(*parts, strict=True)]
 
 
 def read_quality_model(path: Path) -> QualityModel:
