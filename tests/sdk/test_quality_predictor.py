@@ -95,8 +95,9 @@ def test_the_vector_of_a_text_is_the_mean_of_its_pieces() -> None:
     assert table.vector(["edges"]) == pytest.approx([0.5**0.5, 0.5**0.5])
     assert table.vector(["run", "unheard"]) == pytest.approx([-1, 0])
     assert table.vector([]) == [0, 0]
-    assert table.steps(["edges", "edge"], 1000) == [894, 447]
-    assert table.steps([], 1000) == [0, 0]
+    assert table.steps(["edges", "edge"], 1000, 2) == [894, 447]
+    assert table.steps([], 1000, 2) == [0, 0]
+    assert table.vector(["edges"], 1) == [1]
 
 
 def test_words_are_read_without_case_and_accents_and_long_texts_from_both_ends() -> None:

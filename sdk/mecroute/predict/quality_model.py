@@ -39,7 +39,7 @@ class Weights:
     Args:
         heads: what each output predicts, as `weak` and `strong`.
         bias: [heads].
-        text: f, over the dimensions of the word vectors.
+        text: f, over the first dimensions of the word vectors.
         shape: g, over `SHAPE_NAMES`.
         shape_mean, shape_scale: [shapes]; s = (shape - mean) / scale within -1..1.
         about: what it was trained on, when and how; free JSON.
@@ -158,8 +158,9 @@ class QualityModel:
 
     def __init__(self, weights: Weights, vectors: TokenVectors) -> None:
         dim = len(weights.text.linear[0])
-        if dim != vectors.dim:
+        if dim > vectors.dim:
             raise ConfigError(f"the predictor is for {dim} dimensions, the word vectors have {vectors.dim}")
+        self._dims = dim
         self.heads = weights.heads
         self.about = weights.about
         self._vectors = vectors
@@ -174,7 +175,11 @@ class QualityModel:
         words = read_words(text)
         standard = map(mul, map(sub, shape(text, words), self._mean), self._scale)
         form = [STEPS if value > STEPS else -STEPS if value < -STEPS else int(value) for value in standard]
-        parts = (self._bias, self._text.at(self._vectors.steps(words, STEPS)), self._shape.at(form))
+        parts = (
+            self._bias,
+            self._text.at(self._vectors.steps(words, STEPS, self._dims)),
+            self._shape.at(form),
+        )
         return [sum(part) for part in zip(*parts, strict=True)]
 
 

@@ -96,26 +96,27 @@ class TokenVectors:
             raise ConfigError(f"{name} is damaged: its vocabulary does not have {count} different pieces")
         return cls(pieces, data[begin:], dim)
 
-    def vector(self, text_words: Sequence[str]) -> list[float]:
+    def vector(self, text_words: Sequence[str], dims: int | None = None) -> list[float]:
         """The direction of a text.
 
         Args:
             text_words: as `read_words` gives them.
+            dims: only the first so many dimensions, which tell the most; all of them by default.
 
         Returns:
-            [dim], of length 1; all 0 where no word of the text is known.
+            [dims], of length 1; all 0 where no word of the text is known.
         """
-        values, length = self._sum(text_words)
+        values, length = self._sum(text_words, self.dim if dims is None else dims)
         return [value / length for value in values]
 
-    def steps(self, text_words: Sequence[str], scale: int) -> list[int]:
-        """The direction of a text as whole numbers: its coordinates times a scale, rounded down."""
-        values, length = self._sum(text_words)
+    def steps(self, text_words: Sequence[str], scale: int, dims: int) -> list[int]:
+        """As `vector`, in whole numbers: coordinates times a scale, rounded down."""
+        values, length = self._sum(text_words, dims)
         # Whole numbers shifted take half the time of floating point numbers cut off.
         factor = int(scale / length * (1 << _FRACTION_BITS))
         return [value * factor >> _FRACTION_BITS for value in values]
 
-    def _sum(self, text_words: Sequence[str]) -> tuple[list[int], float]:
+    def _sum(self, text_words: Sequence[str], dims: int) -> tuple[list[int], float]:
         """The summed rows of a text's words, and the length of that vector (1 where it is 0)."""
         known = list(map(self._words.get, text_words))
         if None in known:
@@ -129,10 +130,10 @@ class TokenVectors:
                 total += one[0]
                 count += one[1]
         if not count:
-            return [0] * self.dim, 1.0
+            return [0] * dims, 1.0
         lanes = array("I", total.to_bytes(_LANE_BYTES * self.dim, sys.byteorder))
         shift = _OFFSET * count
-        values = [lane - shift for lane in lanes]
+        values = [lane - shift for lane in lanes[:dims]]
         return values, sum(map(mul, values, values)) ** 0.5 or 1.0
 
     def _read_word(self, word: str) -> tuple[int, int]:
