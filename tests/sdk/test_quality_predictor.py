@@ -17,7 +17,7 @@ from mecroute.learn.quality import train_quality
 from mecroute.predict.complexity import request_features
 from mecroute.predict.difficulty import difficulty_source
 from mecroute.predict.quality_model import QualityModel, Weights, read_quality_model, shipped_quality_model
-from mecroute.predict.surface import QuadraticSurface, SurfaceWeights
+from mecroute.predict.surface import STEPS, QuadraticSurface, SurfaceWeights
 from mecroute.predict.token_vectors import TokenVectors, pack_table, read_words, shipped_vectors
 from mecroute.request import ingest
 
@@ -85,7 +85,8 @@ def test_the_surface_is_the_quadratic_function_it_stands_for() -> None:
             + sum(c * a * a for c, a in zip(curvature[head], at[begin:end], strict=True))
             for head, begin, end in ((0, 0, 3), (1, 3, 5))
         ]
-        assert surface.at(x) == pytest.approx(expected, abs=0.02)
+        steps = [int(value * STEPS) for value in x]
+        assert surface.at(steps) == pytest.approx(expected, abs=0.02)
 
 
 def test_the_vector_of_a_text_is_the_mean_of_its_pieces() -> None:
@@ -94,6 +95,9 @@ def test_the_vector_of_a_text_is_the_mean_of_its_pieces() -> None:
     assert table.vector(["edges"]) == pytest.approx([0.5**0.5, 0.5**0.5])
     assert table.vector(["run", "unheard"]) == pytest.approx([-1, 0])
     assert table.vector([]) == [0, 0]
+    assert table.steps(["edges", "edge"], 1000, 2) == [894, 447]
+    assert table.steps([], 1000, 2) == [0, 0]
+    assert table.vector(["edges"], 1) == [1]
 
 
 def test_words_are_read_without_case_and_accents_and_long_texts_from_both_ends() -> None:

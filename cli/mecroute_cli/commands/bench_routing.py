@@ -29,7 +29,7 @@ def bench_routing(
         bool, typer.Option("--cascade", help="The router may also read the weak model's answer.")
     ] = False,
     save: Annotated[
-        Path | None, typer.Option("--save", metavar="FILE", help="Keep the trained quality predictor.")
+        Path | None, typer.Option("--save", metavar="FILE", help="Keep a predictor for [router] predictor.")
     ] = None,
 ) -> None:
     """Train a router on one file and score it on another (APGR, CPT)."""
@@ -38,10 +38,10 @@ def bench_routing(
 
     output = session_of(ctx).output
     output.note(f"training on {train.name}, evaluating on {evaluate.name}")
-    found = measure(train, evaluate, cascade=cascade)
-    if save is not None:
+    found = measure(train, evaluate, cascade=cascade, keep_plain=save is not None)
+    if save is not None and found.plain is not None:
         try:
-            save.write_bytes(found.weights.pack())
+            save.write_bytes(found.plain.pack())
         except OSError as error:
             raise UsageError(f"{save} cannot be written: {error.strerror}") from error
     row = found.to_dict()
@@ -62,6 +62,7 @@ def bench_routing(
                 "strong model alone": f"{quality.strong_accuracy:.1%} right",
                 "evaluated on": f"{quality.prompts} prompts",
                 "learned from": f"{found.trained_rows} prompts, in {found.train_s:.1f} s",
+                **({} if found.plain_apgr is None else {"APGR of what is saved": f"{found.plain_apgr:.3f}"}),
             },
         )
     if save is not None:

@@ -32,8 +32,10 @@ MAX_ROWS = 6000
 _TEXT_SQUARE, _SHAPE_SQUARE = 0.25, 1.0  # weights of the squared similarities; the error is flat around them
 _SCALE_FLOOR = 0.1  # so that a count that hardly varies is not blown up
 _LIMIT = 4.0  # standard deviations beyond which a count tells no more
-#: Directions kept of each quadratic form: on MMLU and GSM8K 24 of 160 reproduce it with correlation 0.999.
-_RANK = 24
+#: Directions kept of each quadratic form: 8 reproduce it on MMLU with correlation 0.998.
+_RANK = 8
+#: Of the word vectors; the other 64 lower the leave-one-out error on MMLU from 0.1596 to 0.1594 only.
+_DIMS = 96
 _SHAPE_SHARES = (0.25, 0.5, 0.75)
 _RIDGES = (2.0, 4.0, 8.0, 16.0, 32.0)
 
@@ -75,14 +77,10 @@ def train_quality(
         import numpy as np
     except ImportError as error:
         raise MissingExtraError("device", "training a quality predictor") from error
-    if len(rows) < MIN_ROWS:
-        raise UsageError(f"{len(rows)} labelled prompts are too few to learn from: {MIN_ROWS} are needed")
-    rows = rows[-MAX_ROWS:]
+    rows = usable(rows)
     labels = np.array([(row.weak, row.strong) for row in rows], dtype=np.float64)
-    if (labels == labels[0]).all():
-        raise UsageError("every labelled prompt has the same outcome: there is nothing to learn from")
     read = [(row.prompt, read_words(row.prompt)) for row in rows]
-    directions = np.array([vectors.vector(words) for _, words in read])
+    directions = np.array([vectors.vector(words, min(_DIMS, vectors.dim)) for _, words in read])
     shapes = np.array([shape(text, words) for text, words in read])
     shape_mean, shape_scale = shapes.mean(0), _LIMIT * (shapes.std(0) + _SCALE_FLOOR)
     standard = np.clip((shapes - shape_mean) / shape_scale, -1, 1)
@@ -111,6 +109,20 @@ def train_quality(
             **(about or {}),
         },
     )
+
+
+def usable(rows: Sequence[Labelled]) -> Sequence[Labelled]:
+    """The rows that training uses: at most the last 6,000.
+
+    Raises:
+        UsageError: there are too few rows, or the labels are all the same.
+    """
+    if len(rows) < MIN_ROWS:
+        raise UsageError(f"{len(rows)} labelled prompts are too few to learn from: {MIN_ROWS} are needed")
+    rows = rows[-MAX_ROWS:]
+    if len({(row.weak, row.strong) for row in rows}) == 1:
+        raise UsageError("every labelled prompt has the same outcome: there is nothing to learn from")
+    return rows
 
 
 def _spread(np: Any, values: Floats, centre: Floats) -> float:

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
+from operator import mul, sub
 from pathlib import Path
 from typing import Any
 
 from mecroute.errors import ConfigError
 from mecroute.predict.shape import SHAPE_NAMES, shape
-from mecroute.predict.surface import MAX_DIM, QuadraticSurface, SurfaceWeights
+from mecroute.predict.surface import MAX_DIM, STEPS, QuadraticSurface, SurfaceWeights
 from mecroute.predict.token_vectors import TokenVectors, read_words, shipped_vectors
 
 _MAGIC = b"MRQP"
@@ -38,7 +39,7 @@ class Weights:
     Args:
         heads: what each output predicts, as `weak` and `strong`.
         bias: [heads].
-        text: f, over the dimensions of the word vectors.
+        text: f, over the first dimensions of the word vectors.
         shape: g, over `SHAPE_NAMES`.
         shape_mean, shape_scale: [shapes]; s = (shape - mean) / scale within -1..1.
         about: what it was trained on, when and how; free JSON.
@@ -157,8 +158,9 @@ class QualityModel:
 
     def __init__(self, weights: Weights, vectors: TokenVectors) -> None:
         dim = len(weights.text.linear[0])
-        if dim != vectors.dim:
+        if dim > vectors.dim:
             raise ConfigError(f"the predictor is for {dim} dimensions, the word vectors have {vectors.dim}")
+        self._dims = dim
         self.heads = weights.heads
         self.about = weights.about
         self._vectors = vectors
@@ -166,17 +168,19 @@ class QualityModel:
         self._text = QuadraticSurface(weights.text)
         self._shape = QuadraticSurface(weights.shape)
         self._mean = list(weights.shape_mean)
-        self._scale = [1 / scale for scale in weights.shape_scale]
+        self._scale = [STEPS / scale for scale in weights.shape_scale]
 
     def predict(self, text: str) -> list[float]:
         """For each head, about how likely it is to answer rightly; not bounded to 0..1."""
         words = read_words(text)
-        standard = [
-            min(1.0, max(-1.0, (value - mean) * scale))
-            for value, mean, scale in zip(shape(text, words), self._mean, self._scale, strict=True)
-        ]
-        parts = (self._bias, self._text.at(self._vectors.vector(words)), self._shape.at(standard))
-        return [bias + topic + form for bias, topic, form in zip(*parts, strict=True)]
+        standard = map(mul, map(sub, shape(text, words), self._mean), self._scale)
+        form = [STEPS if value > STEPS else -STEPS if value < -STEPS else int(value) for value in standard]
+        parts = (
+            self._bias,
+            self._text.at(self._vectors.steps(words, STEPS, self._dims)),
+            self._shape.at(form),
+        )
+        return [sum(part) for part in zip(*parts, strict=True)]
 
 
 def read_quality_model(path: Path) -> QualityModel:

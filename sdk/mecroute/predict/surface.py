@@ -16,8 +16,9 @@ from operator import mul
 _LANE_BYTES = 4
 _LOW_BYTE = 0 if sys.byteorder == "little" else _LANE_BYTES - 1
 _OFFSET = 128  # lanes are unsigned: int8 coordinates of directions are stored + 128
-_STEPS = 2047  # of a coordinate of x, which lies within -1..1
-_X_OFFSET = _STEPS + 1
+#: x is given in whole steps: a coordinate of 1 is 2047 of them.
+STEPS = 2047
+_X_OFFSET = STEPS + 1
 #: 255 × 4095 × 1024 dimensions stay below 2³².
 MAX_DIM = 1024
 
@@ -47,29 +48,33 @@ class QuadraticSurface:
             raise ValueError(f"{lanes} directions of {dim} take not {len(weights.directions)} bytes")
         self.dim = dim
         self._lanes = lanes
-        self._linear = [[weight / _STEPS for weight in row] for row in weights.linear]
-        self._curvature = [[bent / _STEPS**2 for bent in row] for row in weights.curvature]
+        self._linear = [[weight / STEPS for weight in row] for row in weights.linear]
+        self._curvature = [[bent / STEPS**2 for bent in row] for row in weights.curvature]
         signed = array("b", weights.directions)
         #: What the offset of x adds to each lane.
-        self._shift = [_X_OFFSET * sum(signed[lane * dim : (lane + 1) * dim]) for lane in range(lanes)]
+        offset = _OFFSET * _X_OFFSET * dim
+        self._shift = [
+            offset + _X_OFFSET * sum(signed[lane * dim : (lane + 1) * dim]) for lane in range(lanes)
+        ]
         self._columns = []
         unsigned = weights.directions.translate(_UNSIGNED)
         for column in range(dim):
             wide = bytearray(_LANE_BYTES * lanes)
             wide[_LOW_BYTE::_LANE_BYTES] = unsigned[column::dim]
             self._columns.append(int.from_bytes(wide, sys.byteorder))
+        #: Keeps every lane positive for x of either sign.
+        self._begin = _X_OFFSET * sum(self._columns)
 
-    def at(self, vector: Sequence[float]) -> list[float]:
-        """The outputs for one vector, [dim] within -1..1."""
-        x = [int(value * _STEPS) for value in vector]
-        total = sum(map(mul, self._columns, [value + _X_OFFSET for value in x]))
+    def at(self, steps: Sequence[int]) -> list[float]:
+        """The outputs for one vector, [dim], in steps of 1/2047: see `STEPS`."""
+        total = sum(map(mul, self._columns, steps), self._begin)
+        added = _OFFSET * sum(steps)
         lanes = array("I", total.to_bytes(_LANE_BYTES * self._lanes, sys.byteorder))
-        added = _OFFSET * (sum(x) + _X_OFFSET * self.dim)
         squares = [(lane - shift - added) ** 2 for lane, shift in zip(lanes, self._shift, strict=True)]
         found, begin = [], 0
         for linear, curvature in zip(self._linear, self._curvature, strict=True):
             end = begin + len(curvature)
-            found.append(sum(map(mul, linear, x)) + sum(map(mul, curvature, squares[begin:end])))
+            found.append(sum(map(mul, linear, steps)) + sum(map(mul, curvature, squares[begin:end])))
             begin = end
         return found
 

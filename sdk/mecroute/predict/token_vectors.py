@@ -16,6 +16,7 @@ from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
+from operator import mul
 
 from mecroute.errors import ConfigError
 
@@ -28,6 +29,7 @@ _LOW_BYTE = 0 if sys.byteorder == "little" else _LANE_BYTES - 1
 _OFFSET = 128  # lanes hold unsigned numbers: what is stored is value + 128
 _WORDS = re.compile(r"[^\W_]+|[^\w\s]|_")
 _LONGEST_WORD = 64
+_FRACTION_BITS = 32
 #: Of a longer text the beginning and the end are read: the task stands there, and time stays bounded.
 _READ_CHARS = 2000
 _WORDS_REMEMBERED = 50_000
@@ -94,30 +96,45 @@ class TokenVectors:
             raise ConfigError(f"{name} is damaged: its vocabulary does not have {count} different pieces")
         return cls(pieces, data[begin:], dim)
 
-    def vector(self, text_words: Sequence[str]) -> list[float]:
+    def vector(self, text_words: Sequence[str], dims: int | None = None) -> list[float]:
         """The direction of a text.
 
         Args:
             text_words: as `read_words` gives them.
+            dims: only the first so many dimensions, which tell the most; all of them by default.
 
         Returns:
-            [dim], of length 1; all 0 where no word of the text is known.
+            [dims], of length 1; all 0 where no word of the text is known.
         """
-        words = self._words
+        values, length = self._sum(text_words, self.dim if dims is None else dims)
+        return [value / length for value in values]
+
+    def steps(self, text_words: Sequence[str], scale: int, dims: int) -> list[int]:
+        """As `vector`, in whole numbers: coordinates times a scale, rounded down."""
+        values, length = self._sum(text_words, dims)
+        # Whole numbers shifted take half the time of floating point numbers cut off.
+        factor = int(scale / length * (1 << _FRACTION_BITS))
+        return [value * factor >> _FRACTION_BITS for value in values]
+
+    def _sum(self, text_words: Sequence[str], dims: int) -> tuple[list[int], float]:
+        """The summed rows of a text's words, and the length of that vector (1 where it is 0)."""
+        known = list(map(self._words.get, text_words))
+        if None in known:
+            known = [
+                self._read_word(word) if one is None else one
+                for word, one in zip(text_words, known, strict=True)
+            ]
         total, count = 0, 0
-        for word in text_words:
-            known = words.get(word)
-            if known is None:
-                known = self._read_word(word)
-            total += known[0]
-            count += known[1]
+        for one in known:
+            if one is not None:
+                total += one[0]
+                count += one[1]
         if not count:
-            return [0.0] * self.dim
+            return [0] * dims, 1.0
         lanes = array("I", total.to_bytes(_LANE_BYTES * self.dim, sys.byteorder))
         shift = _OFFSET * count
-        values = [lane - shift for lane in lanes]
-        length = sum(value * value for value in values) ** 0.5 or 1.0
-        return [value / length for value in values]
+        values = [lane - shift for lane in lanes[:dims]]
+        return values, sum(map(mul, values, values)) ** 0.5 or 1.0
 
     def _read_word(self, word: str) -> tuple[int, int]:
         """The summed rows of a word's pieces, and their number; nothing for a word that has none."""

@@ -97,9 +97,7 @@ def fit_trace(trace: list[Arrival], *, requests: int, rate_per_s: float) -> list
     """
     span = trace[-1].at_s + (trace[-1].at_s / len(trace) if trace[-1].at_s > 0 else 1.0)
     repeated = [
-        replace(a, at_s=a.at_s + lap * span)
-        for lap in range(-(-requests // len(trace)))
-        for a in trace
+        replace(a, at_s=a.at_s + lap * span) for lap in range(-(-requests // len(trace))) for a in trace
     ][:requests]
     length_s = repeated[-1].at_s
     stretch = requests / rate_per_s / length_s if length_s > 0 else 1.0

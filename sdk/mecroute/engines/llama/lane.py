@@ -128,9 +128,7 @@ def open_adapter_lane(model: LlamaModel, options: LaneOptions, applied: Adapters
     context = _context(model, options, applied=applied)
     memory, ram = _memory(model, context, options), PrefixRam(0)
     transfer = KvTransfer(context, memory, ram, n_ctx=options.n_ctx, sharing_any=False)
-    return _scheduler(
-        model, context, options, Residency(memory, KvSpill(memory, transfer, ram, None)), None
-    )
+    return _scheduler(model, context, options, Residency(memory, KvSpill(memory, transfer, ram, None)), None)
 
 
 def _context(
