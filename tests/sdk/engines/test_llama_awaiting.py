@@ -130,7 +130,7 @@ def test_a_short_overlap_is_not_waited_for(engine: MakeEngine, gate: Gate) -> No
     gate.open()
     text(second)
     assert cached(second) == 0
-    assert sum(gate.rows[1:3]) == 200 + 66  # the short one first, then the other
+    assert gate.rows[1:3] == [66, 200 + 1]  # the short one first, then the other beside its next token
 
 
 def test_the_next_one_computes_on_when_the_first_is_cancelled(

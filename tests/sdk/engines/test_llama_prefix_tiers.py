@@ -106,7 +106,7 @@ def test_ram_is_bounded_and_the_oldest_goes() -> None:
     longer = Taken((*talks[1].tokens, 7), memoryview(bytes(400)), (), None)
     ram.put(longer)  # the same conversation, gone on
     assert ram.held() == [longer, talks[2]]
-    assert ram.pop(talks[2].tokens, beyond=40) is None  # not worth it
+    assert ram.pop(talks[2].tokens, beyond=47) is None  # not worth it
     assert ram.pop(talks[2].tokens, beyond=0) == talks[2]
     assert ram.pop(talks[2].tokens, beyond=0) is None
     assert ram.pop_oldest() == longer

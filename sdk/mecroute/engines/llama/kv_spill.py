@@ -12,8 +12,8 @@ from mecroute.engines.llama.prefix_ram import PrefixRam, Taken
 from mecroute.errors import MecrouteError
 
 #: Cells that idle conversations may keep in the KV memory while there is another place for them. Attention
-#: runs over every cell in use, also those of others: on a model of 135 million parameters 1,400 idle cells made
-#: a lone answer 5 to 9% slower than 200 did, and to bring 500 tokens back takes 2 ms.
+#: runs over every cell in use, also those of others: on a model of 135 million parameters 1,400 idle cells
+#: made a lone answer 5 to 9% slower than 200 did, and to bring 500 tokens back takes 2 ms.
 MAX_IDLE_TOKENS = 256
 
 
