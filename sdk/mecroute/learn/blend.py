@@ -11,8 +11,10 @@ the predictor of every day (`mecroute.learn.quality`) is plainer and needs neith
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 from mecroute.errors import MissingExtraError
@@ -178,14 +180,20 @@ def _fit_kernel(np: Any, features: _Features, labels: Floats) -> _Kernel:
             alphas.append((mix, basis @ (inverse[:, None] * turned)))
             lefts.append(labels - alphas[-1][1] / (squares @ inverse)[:, None])
     weights = _weights(np, lefts, labels)
-    by = [sum(w * mix[k] * alpha for w, (mix, alpha) in zip(weights, alphas, strict=True)) for k in range(3)]
+    by = [
+        _total(w * mix[k] * alpha for w, (mix, alpha) in zip(weights, alphas, strict=True)) for k in range(3)
+    ]
     return _Kernel(
         text=by[0],
         form=by[1],
         linear=features.quantity.T @ by[2] / evenness,
-        bias=sum(w * alpha.sum(0) for w, (_, alpha) in zip(weights, alphas, strict=True)),
-        left_out=sum(w * left for w, left in zip(weights, lefts, strict=True)),
+        bias=_total(w * alpha.sum(0) for w, (_, alpha) in zip(weights, alphas, strict=True)),
+        left_out=_total(w * left for w, left in zip(weights, lefts, strict=True)),
     )
+
+
+def _total(parts: Iterable[Floats]) -> Floats:
+    return reduce(add, parts)
 
 
 def _gaussian(np: Any, values: Floats, width: float) -> Floats:
