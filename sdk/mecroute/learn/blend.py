@@ -177,14 +177,16 @@ def _fit_kernel(np: Any, features: _Features, labels: Floats) -> _Kernel:
             inverse = 1 / (np.maximum(values, 0) + ridge)
             alphas.append((mix, basis @ (inverse[:, None] * turned)))
             lefts.append(labels - alphas[-1][1] / (squares @ inverse)[:, None])
-    weights = _weights(np, lefts, labels)
-    by = [sum(w * mix[k] * alpha for w, (mix, alpha) in zip(weights, alphas, strict=True)) for k in range(3)]
+    weights = np.array(_weights(np, lefts, labels))
+    stacked = np.array([alpha for _, alpha in alphas])
+    parts = np.array([mix for mix, _ in alphas])
+    by: list[Floats] = [np.tensordot(weights * parts[:, k], stacked, 1) for k in range(3)]
     return _Kernel(
         text=by[0],
         form=by[1],
         linear=features.quantity.T @ by[2] / evenness,
-        bias=sum(w * alpha.sum(0) for w, (_, alpha) in zip(weights, alphas, strict=True)),
-        left_out=sum(w * left for w, left in zip(weights, lefts, strict=True)),
+        bias=np.tensordot(weights, stacked.sum(1), 1),
+        left_out=np.tensordot(weights, np.array(lefts), 1),
     )
 
 
