@@ -160,7 +160,7 @@ def test_a_pinned_model_stays_and_what_cannot_fit_is_told_so(one_at_a_time: Node
 
 
 def test_waiting_is_bounded_and_given_up_with_the_last_who_waits(files: list[Path], tmp_path: Path) -> None:
-    settings = settings_for(files, tmp_path, 1.05, load_wait_s=0.3)
+    settings = settings_for(files, tmp_path, 1.05, load_wait_s=6)
     with running_node(settings) as server, ThreadPoolExecutor() as threads:
         running = threads.submit(ask, server, "a", 20_000)
         wait_until(server, lambda: states(server).get("a:v1", {}).get("running") == 1)
