@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -24,15 +25,17 @@ from mecroute_registry.facts import Task
 _CONTEXT_LENGTH = 10_000_000  # the traces hold prompts of any length; what fits is not what is compared
 
 
-class Strategy:
+class Strategy(ABC):
     """Chooses places. `choose` and `heard` are what `World.run` calls."""
 
+    @abstractmethod
     def choose(self, asked: Asked) -> list[int]:
         """The places to try, best first."""
-        raise NotImplementedError
 
-    def heard(self, asked: Asked, place: int, times: tuple[float, float] | None) -> None:
-        """What became of a request at a place; most strategies do not care."""
+    def heard(  # noqa: B027 - not abstract on purpose: most strategies do not care
+        self, asked: Asked, place: int, times: tuple[float, float] | None
+    ) -> None:
+        """What became of a request at a place."""
 
 
 class Fixed(Strategy):
