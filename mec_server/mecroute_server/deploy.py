@@ -18,6 +18,7 @@ from mecroute.errors import (
 from mecroute_registry.facts import ModelVersion, parse_ref
 from mecroute_registry.selection import select
 from mecroute_registry.store import Registry
+from mecroute_server.attempt import attempt
 from mecroute_server.errors import ModelBusyError
 from mecroute_server.pool import EnginePool
 from mecroute_server.remembered import NodeMemory
@@ -182,7 +183,7 @@ class Deployer:
     ) -> None:
         try:
             async with slot.lock:
-                with self._pool.attempt(slot):
+                with attempt(slot):
                     if slot.loaded is not None and self._is_wanted(slot.model, digest):
                         slot.succeed()  # loaded while this one waited for the lock
                         if remember:

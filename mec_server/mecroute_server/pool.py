@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,6 +21,7 @@ from mecroute.errors import (
 )
 from mecroute_registry.facts import ModelVersion, parse_ref
 from mecroute_registry.store import Registry
+from mecroute_server.attempt import attempt
 from mecroute_server.errors import InsufficientMemoryError
 from mecroute_server.footprint import Footprint, measuring
 from mecroute_server.opening import estimate, onnx_model_file, open_engine
@@ -311,7 +311,7 @@ class EnginePool:
         slot.stopped = False
         async with slot.lock:
             if slot.loaded is None:
-                with self.attempt(slot):
+                with attempt(slot):
                     await self.load_locked(slot, slot.model, only_if_it_fits=only_if_it_fits)
 
     async def _demand(self, slot: ModelSlot) -> None:
@@ -325,7 +325,7 @@ class EnginePool:
                     slot.rest(slot.detail)
                     return
                 try:
-                    with self.attempt(slot):
+                    with attempt(slot):
                         await self.load_locked(slot, slot.model, demanded=True)
                 except AbandonedError:
                     slot.rest("nobody waited for it any longer")
@@ -454,31 +454,6 @@ class EnginePool:
             if loaded is not None:
                 slot.rest("the server is stopping")
                 await asyncio.to_thread(loaded.engine.close)
-
-    @contextlib.contextmanager
-    def attempt(self, slot: ModelSlot) -> Iterator[None]:
-        """Record in the slot what an attempt ends with, whatever that is."""
-        try:
-            yield
-        except asyncio.CancelledError:
-            slot.rest("cancelled")
-            raise
-        except AbandonedError:
-            raise
-        except MecrouteError as error:
-            _log.warning("%s: %s", slot.ref, error)
-            slot.fail(error)
-            raise
-        except Exception as error:
-            # The edge of a background task: nobody above it would see the exception.
-            _log.exception("%s could not be made ready", slot.ref)
-            failure = MecrouteError(
-                f"'{slot.ref}' could not be made ready: {type(error).__name__}: {error}",
-                hint="the server's log has the details",
-                model=slot.ref,
-            )
-            slot.fail(failure)
-            raise failure from error
 
     def _verified(self, ref: str, model: ModelVersion | None) -> tuple[ModelVersion, Path]:
         model = model or self._registry.get(ref)
