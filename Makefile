@@ -3,8 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+# GCC before 11.5, 12.4 and 13.3 drops what AMX code stores (gcc.gnu.org/PR114098): every step of llama.cpp then
+# ends in SIGSEGV on a processor that has AMX. It shows in that compiler's own header.
+AMX_HEADER := $(shell c++ -print-file-name=include 2>/dev/null)/amxtileintrin.h
+NO_AMX := $(shell grep -qs 'ldtilecfg.*void \*\*' $(AMX_HEADER) && echo -mno-amx-int8)
 # mecroute uses no image input; leaving it out shortens the build of llama.cpp.
-export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF
+export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF $(if $(NO_AMX),-DCMAKE_C_FLAGS=$(NO_AMX) -DCMAKE_CXX_FLAGS=$(NO_AMX))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help demo dev test check lint types tests test-all bench format clean \

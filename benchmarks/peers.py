@@ -8,6 +8,7 @@ The C++ ones are built from the llama.cpp sources that llama-cpp-python vendors:
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,18 @@ _OPTIONS = (
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",
 )
+
+
+def _compiler_options() -> tuple[str, ...]:
+    """Those that keep the compiler from breaking AMX code, where it does; see the Makefile."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        return ()
+    asked = subprocess.run([compiler, "-print-file-name=include"], capture_output=True, text=True, check=True)
+    header = Path(asked.stdout.strip()) / "amxtileintrin.h"
+    if not header.exists() or not re.search(r"ldtilecfg.*void \*\*", header.read_text()):
+        return ()
+    return "-DCMAKE_C_FLAGS=-mno-amx-int8", "-DCMAKE_CXX_FLAGS=-mno-amx-int8"
 
 
 def python_server() -> Path:
@@ -77,7 +90,8 @@ def binaries() -> dict[str, Path]:
             tar.extractall(temporary, filter="data")
         (source,) = Path(temporary).glob("*/vendor/llama.cpp")
         build_folder = str(target)
-        subprocess.run([cmake, "-S", str(source), "-B", build_folder, *_OPTIONS], check=True)
+        options = (*_OPTIONS, *_compiler_options())
+        subprocess.run([cmake, "-S", str(source), "-B", build_folder, *options], check=True)
         subprocess.run(
             [cmake, "--build", build_folder, "--parallel", str(os.cpu_count()), "--target", *BINARIES],
             check=True,
