@@ -1,12 +1,13 @@
 """Sentence embeddings of an int8 MiniLM: our server against a raw loop over `session.run`, and LitServe.
 
 The raw loop computes the same texts, tokenized, sorted by length and padded beforehand, in batches of every
-size that is tried; its best one counts, and so does LitServe's best batch size. The servers get one text per
-request from 32 callers at once, with tokenizing, HTTP and base64 around each. All run in turn, with the same
-number of threads; the callers share the machine with the servers. Each ratio is the median over the rounds.
+size that is tried; its best one counts, and so does the best of LitServe's batch sizes with one worker (its
+default) and with a worker for each thread. The servers get one text per request from 32 callers at once, with
+tokenizing, HTTP and base64 around each. All run in turn, with the same number of threads; the callers share
+the machine with the servers. Each ratio is the median over the rounds.
 
     make bench-embeddings DATA=folder-of-all-MiniLM-L6-v2
-    python benchmarks/embeddings.py FOLDER [--words 100] [--rounds 5] [--seconds 6]
+    python benchmarks/embeddings.py FOLDER [--words 100] [--rounds 5] [--seconds 4]
 
 FOLDER holds the model as safetensors, as `benchmarks/minilm.py` reads it.
 """
@@ -34,7 +35,8 @@ from servers import Server, free_port, mecroute, running
 
 CONCURRENCY = 32
 BATCHES = (1, 4, 8, 16, 32, 64)
-LITSERVE_BATCHES = (1, 8, 32)
+#: Batch size and workers; each worker has its share of the threads.
+LITSERVE_TRIED = ((1, 1), (8, 1), (32, 1), (1, 2), (8, 2))
 
 
 class RawLoop:
@@ -111,11 +113,11 @@ async def first_vector(url: str, path: str, model: str, one: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(json.loads(answer)["data"][0]["embedding"]), np.float32)
 
 
-def litserve(python: Path, folder: Path, threads: int, batch: int) -> Server:
-    """LitServe with that model."""
+def litserve(python: Path, folder: Path, threads: int, batch: int, workers: int) -> Server:
+    """LitServe with that model; each worker is a process with its share of the threads."""
     port = free_port()
     app = Path(__file__).with_name("litserve_app.py")
-    command = tuple(map(str, (python, app, folder, port, threads, batch)))
+    command = tuple(map(str, (python, app, folder, port, max(1, threads // workers), batch, workers)))
     return Server("litserve", command, f"http://127.0.0.1:{port}", folder.name, "/health")
 
 
@@ -126,7 +128,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="all-MiniLM-L6-v2 as safetensors")
     parser.add_argument("--words", type=int, default=100, help="of a text, on average")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--litserve-python", type=Path, help="an interpreter that has LitServe; default: make one"
@@ -141,8 +143,8 @@ def main() -> None:
     rng = random.Random(3)
     texts = [text(rng, rng.randint(args.words // 2, args.words * 3 // 2)) for _ in range(256)]
     tried: dict[float, Server] = {}
-    for batch in LITSERVE_BATCHES:
-        server = litserve(python, folder, args.threads, batch)
+    for batch, workers in LITSERVE_TRIED:
+        server = litserve(python, folder, args.threads, batch, workers)
         with running(server):
             asyncio.run(serve_round(server.url, "/predict", server.model, texts, args.seconds / 3))
             rate, _ = asyncio.run(serve_round(server.url, "/predict", server.model, texts, args.seconds / 2))
@@ -180,7 +182,8 @@ def main() -> None:
     print(f"raw session.run, batches of {best}: {median['raw']:.1f}/s")
     for server in (ours, theirs):
         p95 = median[f"{server.name} p95 ms"]
-        batches = f" (batches of up to {server.command[-1]})" if server is theirs else ""
+        *_, batch, workers = server.command
+        batches = f" (batches of up to {batch}, workers: {workers})" if server is theirs else ""
         print(f"{server.name:12} {median[server.name]:.1f}/s   p95 {p95:.0f} ms{batches}")
     print(f"ratio over raw {ratios['over raw']:.2f}   over litserve {ratios['over litserve']:.2f}")
 

@@ -1,6 +1,6 @@
 """The same sentence encoder behind LitServe, with its own batching: run by LitServe's interpreter.
 
-python litserve_app.py FOLDER PORT THREADS BATCH
+python litserve_app.py FOLDER PORT THREADS BATCH WORKERS
 """
 
 import base64
@@ -55,6 +55,6 @@ class Encoder(ls.LitAPI):
 if __name__ == "__main__":
     batch = int(sys.argv[4])
     api = Encoder(max_batch_size=batch, batch_timeout=0.002 if batch > 1 else 0.0)
-    ls.LitServer(api, accelerator="cpu", workers_per_device=1).run(
+    ls.LitServer(api, accelerator="cpu", workers_per_device=int(sys.argv[5])).run(
         host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="error"
     )

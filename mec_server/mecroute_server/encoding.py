@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from array import array
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
-from mecroute.engines.llama.openai.embeddings import embeddings_response, parse_embeddings
+from mecroute.engines.llama.openai.embeddings import embeddings_json, parse_embeddings
 from mecroute.errors import InvalidRequestError
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
 from mecroute_server.generation import record_embedding
@@ -17,7 +20,13 @@ from mecroute_server.node import Node
 from mecroute_server.slot import OnnxLease
 
 if TYPE_CHECKING:
+    from mecroute.engines.onnx.classifier import TextClassifier
     from mecroute.engines.onnx.encoder import TextEncoder
+    from mecroute.engines.onnx.texts import TextGroup
+
+#: Tokenizing and shaping so little takes less time than to hand it to a thread and to come back.
+_FEW_TEXTS = 4
+_FEW_CHARS = 4096
 
 
 async def answer_embeddings(request: Request, node: Node, body: Mapping[str, Any]) -> Response:
@@ -41,10 +50,10 @@ async def answer_embeddings(request: Request, node: Node, body: Mapping[str, Any
     finally:
         lease.release()
     record_embedding(request, node, lease.ref, tokens)
-    return JSONResponse(answer)
+    return Response(answer, media_type="application/json")
 
 
-async def embed_texts(lease: OnnxLease, body: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+async def embed_texts(lease: OnnxLease, body: Mapping[str, Any]) -> tuple[bytes, int]:
     """Answer an embeddings request; its texts share batches with those of other requests.
 
     Args:
@@ -52,7 +61,7 @@ async def embed_texts(lease: OnnxLease, body: Mapping[str, Any]) -> tuple[dict[s
         body: OpenAI's request.
 
     Returns:
-        OpenAI's response body, and the number of prompt tokens.
+        OpenAI's response body as JSON, and the number of prompt tokens.
 
     Raises:
         InvalidRequestError: a field is wrong, or the model does not embed texts.
@@ -67,22 +76,54 @@ async def embed_texts(lease: OnnxLease, body: Mapping[str, Any]) -> tuple[dict[s
         )
     asked = parse_embeddings(body)
     vectors, tokens = await embed(encoder, asked.inputs, asked.dimensions)
-    answer = await asyncio.to_thread(
-        embeddings_response, vectors, tokens=tokens, model=lease.ref, as_base64=asked.as_base64
-    )
-    return answer, tokens
+    shape = partial(embeddings_json, vectors, tokens=tokens, model=lease.ref, as_base64=asked.as_base64)
+    return (shape() if len(vectors) <= _FEW_TEXTS else await asyncio.to_thread(shape)), tokens
 
 
 async def embed(
     encoder: TextEncoder, texts: Sequence[str | Sequence[int]], dimensions: int | None = None
-) -> tuple[list[list[float]], int]:
-    """Embed texts; see `TextEncoder.embed`."""
-    groups, tokens = await asyncio.to_thread(encoder.groups, texts)
-    vectors: list[list[float]] = [[]] * len(texts)
-    # One after another: a request with many texts lets others in between. Only its first group can be
-    # refused, so that nothing is computed for an answer that does not come.
-    for number, group in enumerate(groups):
-        outputs = await asyncio.wrap_future(encoder.submit(group, admitted=number > 0))
+) -> tuple[list[array[float]], int]:
+    """Embed texts; see `TextEncoder.embed`.
+
+    Returns:
+        A vector of float32 for each text, and the number of tokens in all texts.
+    """
+    if len(texts) <= _FEW_TEXTS and sum(map(len, texts)) <= _FEW_CHARS:
+        groups, tokens = encoder.groups(texts)
+    else:
+        groups, tokens = await asyncio.to_thread(encoder.groups, texts)
+    vectors = [array("f")] * len(texts)
+
+    def take(group: TextGroup, outputs: Mapping[str, Any]) -> None:
         for place, vector in zip(group.places, encoder.vectors(group, outputs, dimensions), strict=True):
-            vectors[place] = vector.tolist()
+            vectors[place] = array("f", vector.tobytes())
+
+    await compute_groups(encoder, groups, take)
     return vectors, tokens
+
+
+async def compute_groups(
+    model: TextEncoder | TextClassifier,
+    groups: Sequence[TextGroup],
+    take: Callable[[TextGroup, Mapping[str, Any]], None],
+) -> None:
+    """Have the groups of one request computed, and each taken as soon as it is.
+
+    No more of them at a time than are computed side by side: a request with many texts lets others in
+    between. Only its first group can be refused: nothing is computed for an answer that does not come.
+
+    Raises:
+        OverloadedError: the engine's queue is full.
+    """
+    coming: deque[tuple[TextGroup, asyncio.Future[dict[str, Any]]]] = deque()
+    try:
+        for number, group in enumerate(groups):
+            coming.append((group, asyncio.wrap_future(model.submit(group, admitted=number > 0))))
+            if len(coming) == model.lanes:
+                take(coming[0][0], await coming[0][1])
+                coming.popleft()
+        for group, outputs in coming:
+            take(group, await outputs)
+    finally:
+        for _, outputs in coming:
+            outputs.cancel()

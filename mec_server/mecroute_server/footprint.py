@@ -24,6 +24,8 @@ _STREAM_BUFFERS, _FEED_FORWARD_BUFFERS = 8, 3
 _FIXED_BYTES = 8 << 20
 #: ONNX Runtime copies the weights it reads, prepacks some of them, and keeps an arena for activations.
 _ONNX_FACTOR = 1.5
+#: A small model is held once more, for runs side by side.
+_ONNX_LANES_FACTOR = 2.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +87,18 @@ def estimate_gguf(path: Path, settings: ServerSettings, *, has_gpu: bool) -> Foo
 
 
 def estimate_onnx(path: Path) -> Footprint:
-    """What an ONNX model will take: one and a half times its files, in RAM.
+    """What an ONNX model will take, in RAM: one and a half times its files, and a small one's once more.
 
     Args:
         path: the model file. What lies beside it under the model's name (`model.onnx.data` and the like)
             holds its weights where they are too large for one file, and counts as well.
     """
+    from mecroute.engines.onnx.engine import MAX_LANES_BYTES
+
     files = {path, *path.parent.glob(f"{path.name}*"), *path.parent.glob(f"{path.stem}.data*")}
     size = sum(file.stat().st_size for file in files if file.is_file())
-    return Footprint(int(size * _ONNX_FACTOR) + _FIXED_BYTES, certain_bytes=size)
+    factor = _ONNX_LANES_FACTOR if size <= MAX_LANES_BYTES else _ONNX_FACTOR
+    return Footprint(int(size * factor) + _FIXED_BYTES, certain_bytes=size)
 
 
 def measuring(work: Callable[[], _T]) -> tuple[_T, int]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mecroute.errors import InvalidRequestError
-from mecroute_server.encoding import embed
+from mecroute_server.encoding import compute_groups, embed
 from mecroute_server.slot import OnnxLease
 
 if TYPE_CHECKING:
     from mecroute.engines.onnx.classifier import TextClassifier
-    from mecroute.engines.onnx.texts import Text
+    from mecroute.engines.onnx.texts import Text, TextGroup
 
 
 async def class_probabilities(
@@ -72,9 +72,10 @@ def cosines(vectors: Sequence[Sequence[float]]) -> list[float]:
 async def _probabilities(classifier: TextClassifier, texts: Sequence[Text]) -> tuple[list[list[float]], int]:
     groups, tokens = await asyncio.to_thread(classifier.groups, texts)
     rows: list[Any] = [None] * len(texts)
-    # One after another, and only the first can be refused: as for embeddings.
-    for number, group in enumerate(groups):
-        outputs = await asyncio.wrap_future(classifier.submit(group, admitted=number > 0))
+
+    def take(group: TextGroup, outputs: Mapping[str, Any]) -> None:
         for place, row in zip(group.places, classifier.probabilities(outputs), strict=True):
             rows[place] = row.tolist()
+
+    await compute_groups(classifier, groups, take)
     return rows, tokens

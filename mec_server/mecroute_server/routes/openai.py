@@ -86,9 +86,9 @@ async def embeddings(request: Request, node: CurrentNode) -> Response:
         node.metrics.record_cancelled(lease.ref)
         return Response(status_code=499)
     vectors = shapes.shortened(vectors, asked.dimensions, lease.ref)
-    answer = shapes.embeddings_response(vectors, tokens=tokens, model=lease.ref, as_base64=asked.as_base64)
+    answer = shapes.embeddings_json(vectors, tokens=tokens, model=lease.ref, as_base64=asked.as_base64)
     record_embedding(request, node, lease.ref, tokens)
-    return JSONResponse(answer)
+    return Response(answer, media_type="application/json")
 
 
 @router.get("/models")

@@ -55,10 +55,10 @@ def held(engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> tuple[threading
     begun, go_on = threading.Event(), threading.Event()
     run = engine._model.run
 
-    def waiting_run(*arguments: Any) -> dict[str, Any]:
+    def waiting_run(*arguments: Any, **options: Any) -> dict[str, Any]:
         begun.set()
         assert go_on.wait(60)
-        return run(*arguments)
+        return run(*arguments, **options)
 
     monkeypatch.setattr(engine._model, "run", waiting_run)
     return begun, go_on
@@ -95,6 +95,34 @@ def test_waiting_requests_are_run_together(
     # The first alone, then 1+2+3+1 rows (2 more would not fit into 8), then the rest.
     assert engine.stats().batches_total == 3
     assert engine.stats().rows_total == 13
+
+
+def test_lanes_compute_side_by_side(
+    tmp_path: Path, open_engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine(write_classifier(tmp_path / "c.onnx"), n_threads=2, max_delay_ms=0)
+    assert engine.lanes == 2
+    run, narrow = engine._model.run, []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold_the_first(*arguments: Any, **options: Any) -> dict[str, Any]:
+        narrow.append(options["narrow"])
+        if len(narrow) == 1:
+            begun.set()
+            assert go_on.wait(60)
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(engine._model, "run", hold_the_first)
+    first = engine.submit({"x": np.ones((1, 3), np.float32)})
+    assert begun.wait(60)
+    inputs = [np.random.default_rng(n).random((1 + n % 3, 3), np.float32) for n in range(6)]
+    for x in inputs:  # while the first is being computed, and each in turn, with nothing else waiting
+        np.testing.assert_allclose(engine.infer({"x": x})["logits"], classify(x), rtol=1e-5)
+    assert not first.done()
+    go_on.set()
+    np.testing.assert_allclose(first.result(60)["logits"], classify(np.ones((1, 3))), rtol=1e-5)
+    # The first had the engine to itself, and with it all threads.
+    assert narrow == [False] + [True] * 6
 
 
 def test_a_lone_request_does_not_wait_for_ever(tmp_path: Path, open_engine: Open) -> None:

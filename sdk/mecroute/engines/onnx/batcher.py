@@ -18,6 +18,10 @@ from mecroute.errors import InvalidRequestError, OverloadedError, TierUnreachabl
 
 #: Retry-After while nothing has been measured.
 _UNMEASURED_RETRY_S = 1.0
+#: A lane joins no more rows than take about this long: the cost of a call is nothing beside it.
+_LONG_RUN_S = 0.008
+#: The weight of the newest run in the time that a row takes.
+_NEWEST = 0.1
 
 Outputs = dict[str, Any]
 
@@ -59,10 +63,15 @@ class _Waiting:
 
 
 class Batcher:
-    """Runs requests on one model, in a thread of its own, in the order they come.
+    """Runs requests on one model, in threads of its own, in the order they come.
 
     A batch begins with the request that has waited longest and takes those that fit it, up to `max_batch`
     rows; it starts as soon as it is full, or once that first request has waited `max_delay_ms`.
+
+    With several lanes so many batches are computed side by side, on one thread each: threads that share a
+    run wait for each other (int8 MiniLM on 2 cores: 280 texts a second side by side, 200 with both threads in
+    each run). A request that comes while nothing else is to be done gets all threads. Joining rows then pays
+    only where a run is short: once it takes `_LONG_RUN_S`, more rows only leave the core's cache.
 
     Args:
         model: the model.
@@ -70,7 +79,8 @@ class Batcher:
         batches: whether requests may be run together at all.
         max_batch: ≥ 1, rows of a batch. A request with more rows is run alone.
         max_delay_ms: ≥ 0; how long a request may wait for others. 0 takes those that wait already.
-        max_queue: ≥ 0; requests that may wait while one batch runs.
+        max_queue: ≥ 0; requests that may wait while every lane is busy.
+        lanes: ≥ 1; batches computed at the same time.
     """
 
     def __init__(
@@ -82,6 +92,7 @@ class Batcher:
         max_batch: int,
         max_delay_ms: float,
         max_queue: int,
+        lanes: int = 1,
     ) -> None:
         self._model = model
         self._name = name
@@ -92,11 +103,19 @@ class Batcher:
         self._waiting: deque[_Waiting] = deque()
         self._changed = threading.Condition()
         self._running = 0
+        self._free_lanes = lanes
+        self._lanes = lanes
         self._closed = False
         self._rate = Rate()
+        #: Seconds that a row takes in a lane; None while that is not measured.
+        self._row_s: float | None = None
         self._batches_total = self._requests_total = self._rows_total = 0
-        self._thread = threading.Thread(target=self._run, name=f"mecroute-onnx-{name}", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"mecroute-onnx-{name}-{lane}", daemon=True)
+            for lane in range(lanes)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(
         self, inputs: Mapping[str, Any], outputs: tuple[str, ...] | None, *, admitted: bool = False
@@ -118,9 +137,8 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise self._closed_error()
-            # One may always wait to be taken up: an idle engine refuses nobody.
-            room = self._max_queue if self._running else self._max_queue + 1
-            if len(self._waiting) >= room and not admitted:
+            # One may always wait to be taken up by a free lane: an idle engine refuses nobody.
+            if len(self._waiting) >= self._max_queue + self._free_lanes and not admitted:
                 raise OverloadedError(
                     f"{self._name} has {self._running} requests running and {len(self._waiting)} waiting",
                     retry_after_s=self._retry_after_s(),
@@ -132,7 +150,7 @@ class Batcher:
     def stats(self) -> OnnxStats:
         """What is going on now."""
         with self._changed:
-            full = self._running and len(self._waiting) >= self._max_queue
+            full = not self._free_lanes and len(self._waiting) >= self._max_queue
             return OnnxStats(
                 running=self._running,
                 queued=len(self._waiting),
@@ -143,7 +161,7 @@ class Batcher:
             )
 
     def close(self) -> None:
-        """Fail what waits, wait for what runs, and end the thread; a second call does nothing."""
+        """Fail what waits, wait for what runs, and end the threads; a second call does nothing."""
         with self._changed:
             self._closed = True
             left = list(self._waiting)
@@ -152,12 +170,13 @@ class Batcher:
         for waiting in left:
             if waiting.future.set_running_or_notify_cancel():
                 waiting.future.set_exception(self._closed_error())
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        for thread in self._threads:
+            if threading.current_thread() is not thread:
+                thread.join()
 
     def _retry_after_s(self) -> float:
         per_s = self._rate.per_s
-        return 1 / per_s if per_s else _UNMEASURED_RETRY_S
+        return 1 / (per_s * self._lanes) if per_s else _UNMEASURED_RETRY_S
 
     def _closed_error(self) -> TierUnreachableError:
         return TierUnreachableError(
@@ -170,13 +189,18 @@ class Batcher:
                 batch = self._take()
                 if batch is None:
                     return
-                self._running = len(batch)
+                narrow = self._lanes > 1 and (bool(self._waiting) or self._free_lanes < self._lanes)
+                self._running += len(batch)
+                self._free_lanes -= 1
             started = time.monotonic()
             try:
-                self._compute(batch)
+                self._compute(batch, narrow=narrow)
             finally:
                 with self._changed:
-                    self._running = 0
+                    if narrow:
+                        self._measure(sum(waiting.rows for waiting in batch), time.monotonic() - started)
+                    self._running -= len(batch)
+                    self._free_lanes += 1
                     self._batches_total += 1
                     self._requests_total += len(batch)
                     self._rows_total += sum(waiting.rows for waiting in batch)
@@ -193,14 +217,16 @@ class Batcher:
                 self._changed.wait()
                 continue
             first = self._waiting[0]
-            batch, rows = [first], first.rows
+            batch, rows, most = [first], first.rows, self._most_rows()
             if first.key is not None:
                 for waiting in list(self._waiting)[1:]:
-                    if waiting.key == first.key and rows + waiting.rows <= self._max_batch:
+                    if rows >= most:
+                        break
+                    if waiting.key == first.key and rows + waiting.rows <= most:
                         batch.append(waiting)
                         rows += waiting.rows
                 left_s = first.since + self._max_delay_s - time.monotonic()
-                if rows < self._max_batch and left_s > 0:
+                if rows < most and left_s > 0:
                     self._changed.wait(left_s)
                     continue
             for waiting in batch:
@@ -209,10 +235,19 @@ class Batcher:
             if batch:
                 return batch
 
-    def _compute(self, batch: Sequence[_Waiting]) -> None:
+    def _most_rows(self) -> int:
+        if self._row_s is None:
+            return self._max_batch
+        return min(self._max_batch, max(1, round(_LONG_RUN_S / self._row_s)))
+
+    def _measure(self, rows: int, seconds: float) -> None:
+        row_s = max(seconds, 1e-6) / max(rows, 1)
+        self._row_s = row_s if self._row_s is None else self._row_s + _NEWEST * (row_s - self._row_s)
+
+    def _compute(self, batch: Sequence[_Waiting], *, narrow: bool) -> None:
         if len(batch) > 1:
             try:
-                answers = self._run_together(batch)
+                answers = self._run_together(batch, narrow=narrow)
             except Exception:  # noqa: BLE001 - one bad request must not fail the others: each is tried alone
                 answers = None
             if answers is not None:
@@ -221,7 +256,7 @@ class Batcher:
                 return
         for waiting in batch:
             try:
-                waiting.future.set_result(self._model.run(waiting.inputs, waiting.outputs))
+                waiting.future.set_result(self._model.run(waiting.inputs, waiting.outputs, narrow=narrow))
             except Exception as error:  # noqa: BLE001 - ORT has its own kinds; all of them are the input's fault
                 failure = InvalidRequestError(
                     f"{self._name} could not compute this input: {_first_line(error)}",
@@ -231,10 +266,10 @@ class Batcher:
                 failure.__cause__ = error
                 waiting.future.set_exception(failure)
 
-    def _run_together(self, batch: Sequence[_Waiting]) -> list[Outputs] | None:
+    def _run_together(self, batch: Sequence[_Waiting], *, narrow: bool) -> list[Outputs] | None:
         """Each request's part of the outputs; None if they cannot be told apart."""
         joined = {name: np.concatenate([w.inputs[name] for w in batch]) for name in batch[0].inputs}
-        outputs = self._model.run(joined, batch[0].outputs)
+        outputs = self._model.run(joined, batch[0].outputs, narrow=narrow)
         rows = sum(waiting.rows for waiting in batch)
         if any(array.ndim < 1 or len(array) != rows for array in outputs.values()):
             return None

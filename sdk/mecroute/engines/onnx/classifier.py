@@ -99,6 +99,11 @@ class TextClassifier:
         self._texts = TextInputs(engine, tokenizer)
         self.classes = classes
 
+    @property
+    def lanes(self) -> int:
+        """How many groups are computed side by side."""
+        return self._engine.lanes
+
     def groups(self, texts: Sequence[Text]) -> tuple[list[TextGroup], int]:
         """Tokenize texts, and put those of like length together; see `TextInputs.groups`."""
         return self._texts.groups(texts)

@@ -93,6 +93,11 @@ class TextEncoder:
         self._texts = TextInputs(engine, tokenizer)
         self._output = _embedding_output(engine)
 
+    @property
+    def lanes(self) -> int:
+        """How many groups are computed side by side."""
+        return self._engine.lanes
+
     def groups(self, texts: Sequence[Text]) -> tuple[list[TextGroup], int]:
         """Tokenize texts, and put those of like length together; see `TextInputs.groups`."""
         return self._texts.groups(texts)
@@ -117,8 +122,8 @@ class TextEncoder:
         """
         values = np.asarray(outputs[self._output], np.float32)
         if values.ndim == 3:
-            weights = group.mask[:, :, None]
-            values = (values * weights).sum(1) / weights.sum(1)
+            sums = np.matmul(group.mask[:, None, :], values)[:, 0]
+            values = sums / group.mask.sum(1, keepdims=True)
         if dimensions is not None:
             if dimensions > values.shape[1]:
                 raise InvalidRequestError(

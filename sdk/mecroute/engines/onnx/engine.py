@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 #: A CPU provider that other providers fall back to for operators they lack.
 _CPU = "CPUExecutionProvider"
+#: Batches that are computed side by side on the CPU, each on a thread of its own, at most so many.
+_MAX_LANES = 8
+#: A larger model is not held twice in memory for that.
+MAX_LANES_BYTES = 256 << 20
+#: Rows of one piece of a request with many texts, where lanes compute several pieces side by side.
+_LANE_ROWS = 4
 
 
 class OnnxEngine:
@@ -35,8 +41,9 @@ class OnnxEngine:
 
     Args:
         path: the model file.
-        n_threads: CPU threads of one run; None takes the cores this process may use.
-        max_batch: ≥ 1; rows run together. 1 switches batching off.
+        n_threads: CPU threads, of one run or of several side by side; None takes the cores this process may
+            use.
+        max_batch: ≥ 1; rows run together at most. 1 switches batching off.
         max_delay_ms: ≥ 0; how long a request may wait for others to join it.
         max_queue: ≥ 0; requests that may wait.
         name: names the model in errors and answers; the file's stem if None.
@@ -76,8 +83,15 @@ class OnnxEngine:
         chosen = list(providers) if providers is not None else choose_providers()
         self.facts = read_onnx(path)
         trial = try_model(path, self.facts)
+        #: Batches computed at the same time.
+        self.lanes = 1
+        is_small = not self.facts.external_files and path.stat().st_size <= MAX_LANES_BYTES
+        if is_small and chosen in ([], [_CPU]):
+            self.lanes = min(self.n_threads, _MAX_LANES)
         try:
-            self._model = OnnxModel(path, providers=chosen or [_CPU], n_threads=self.n_threads)
+            self._model = OnnxModel(
+                path, providers=chosen or [_CPU], n_threads=self.n_threads, lanes=self.lanes
+            )
         except Exception as error:  # ORT raises kinds of its own, and RuntimeError, and ValueError
             raise InvalidModelFileError(
                 f"{path} cannot be loaded: {str(error)[:500]}", hint="export the model again"
@@ -87,6 +101,8 @@ class OnnxEngine:
         self.batches = trial.rows_independent and max_batch > 1
         #: Rows run together at most.
         self.n_parallel = max_batch if self.batches else 1
+        #: Rows that it is best to submit at a time, of a request with many.
+        self.piece_rows = self.n_parallel if self.lanes == 1 else min(self.n_parallel, _LANE_ROWS)
         self._batcher = Batcher(
             self._model,
             name=self.name,
@@ -94,6 +110,7 @@ class OnnxEngine:
             max_batch=max_batch,
             max_delay_ms=max_delay_ms,
             max_queue=max_queue,
+            lanes=self.lanes,
         )
         self._finalizer = weakref.finalize(self, self._batcher.close)
 

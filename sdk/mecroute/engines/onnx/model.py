@@ -61,6 +61,8 @@ class OnnxModel:
         path: the model file; check it first with `read_onnx` and `try_model`.
         providers: execution providers in order.
         n_threads: ≥ 1; CPU threads of one run.
+        lanes: ≥ 1; runs that may be side by side. Each of several has one thread to itself; they share a
+            second copy of the weights.
 
     Raises:
         UnsupportedModelError: an input or output is not a tensor that numpy could hold.
@@ -68,8 +70,11 @@ class OnnxModel:
     What onnxruntime raises goes through as it is. `run` may be called from several threads.
     """
 
-    def __init__(self, path: Path, *, providers: Sequence[str], n_threads: int) -> None:
+    def __init__(self, path: Path, *, providers: Sequence[str], n_threads: int, lanes: int = 1) -> None:
         self._session: Any = open_session(str(path), providers=list(providers), n_threads=n_threads)
+        self._narrow: Any = self._session
+        if lanes > 1:
+            self._narrow = open_session(str(path), providers=list(providers), n_threads=1)
         self.inputs = tuple(_spec(arg) for arg in self._session.get_inputs())
         self.outputs = tuple(_spec(arg) for arg in self._session.get_outputs())
         #: The providers that are really in use.
@@ -119,10 +124,19 @@ class OnnxModel:
                     f"the model has no output '{name}'", hint=f"its outputs: {', '.join(sorted(known))}"
                 )
 
-    def run(self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
-        """Compute outputs; what onnxruntime raises goes through as it is."""
+    def run(
+        self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None, *, narrow: bool = False
+    ) -> dict[str, Any]:
+        """Compute outputs; what onnxruntime raises goes through as it is.
+
+        Args:
+            inputs: an array per input.
+            outputs: names of the outputs wanted; None for all.
+            narrow: on one thread, beside other runs; not with one lane.
+        """
         names = list(outputs) if outputs else [spec.name for spec in self.outputs]
-        return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+        session = self._narrow if narrow else self._session
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     def _signature(self) -> str:
         return "its inputs: " + ", ".join(

@@ -23,7 +23,7 @@ _MAX_TOKENIZER_BYTES = 64 << 20
 #: Tokens a text may have where no file beside the model says it.
 _DEFAULT_TOKENS = 512
 #: Texts are padded to a multiple of this, so that requests of about the same length can be run together.
-_PAD_TO = 16
+_PAD_TO = 8
 _KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 
 
@@ -101,7 +101,7 @@ class TextInputs:
                     f"and {self._engine.name} reads up to {self.max_tokens}",
                     hint="split the text into shorter ones",
                 )
-        rows = self._engine.n_parallel
+        rows = self._engine.piece_rows
         return [self._group(encoded, places) for places in _by_length(lengths, rows)], sum(lengths)
 
     def _encode(self, texts: Sequence[Text]) -> list[Any]:

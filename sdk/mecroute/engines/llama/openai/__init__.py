@@ -2,6 +2,7 @@
 
 from mecroute.engines.llama.openai.embeddings import (
     EmbeddingRequest,
+    embeddings_json,
     embeddings_response,
     parse_embeddings,
     shortened,
@@ -18,6 +19,7 @@ __all__ = [
     "EmbeddingRequest",
     "chat_chunks",
     "chat_completion",
+    "embeddings_json",
     "embeddings_response",
     "parse_chat",
     "parse_completion",
