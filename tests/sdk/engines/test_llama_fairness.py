@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,16 @@ from mecroute.engines.llama.admission import (
     UNMEASURED_ANSWER_TOKENS,
     AnswerLength,
     Promise,
-    Rates,
     Work,
     check_deadline,
-    predict_completion_s,
+    predict_completions_s,
 )
 from mecroute.engines.llama.generation import Generation
+from mecroute.engines.llama.pace import Pace, PaceMeter
 from mecroute.engines.llama.request_queue import PATIENCE_S, FairQueue
 from mecroute.errors import DeadlineExceededError, OverloadedError
 
-RATES = Rates(prefill=100, decode=10)
+PACE = Pace(step_s=0.1, answer_s=0, prompt_s=0.01)
 
 
 def waiting(key: str, name: str, *, deadline_s: float | None = None) -> Generation:
@@ -114,30 +115,73 @@ def test_a_full_queue_makes_room_for_a_key_that_has_less() -> None:
     assert drained(queue) == ["a0", "b0", "a1", "b1"]
 
 
+def completion_s(
+    own: Work, *, running: Sequence[Work] = (), ahead: Sequence[Work] = (), pace: Pace = PACE
+) -> float:
+    return predict_completions_s([*ahead, own], running=running, slots=2, pace=pace)[-1]
+
+
 def test_an_idle_engine_takes_the_requests_own_time() -> None:
-    assert predict_completion_s(Work(50, 20), running=(), ahead=(), slots=2, rates=RATES) == pytest.approx(
-        2.5
-    )
+    assert completion_s(Work(50, 20)) == pytest.approx(0.1 + 0.5 + 2)
 
 
-def test_prompts_before_it_are_waited_for() -> None:
-    seconds = predict_completion_s(Work(50, 20), running=[Work(100, 1)], ahead=(), slots=2, rates=RATES)
-    assert seconds == pytest.approx(1 + 0.5 + 2)
+def test_answers_and_prompts_slow_each_other_down() -> None:
+    # The shorter prompt is first; while the longer one is computed in a step, its answer gets a token.
+    assert completion_s(Work(50, 20), running=[Work(100, 1)]) == pytest.approx(0.6 + 1.1 + 19 * 0.1)
+    # A long one is computed in five slices of 32, in each of which the answer beside it gets a token.
+    ends_s = predict_completions_s([], running=[Work(0, 20), Work(160, 1)], slots=2, pace=PACE)
+    assert ends_s == pytest.approx([5 * 0.42 + 15 * 0.1, 5 * 0.42 + 0.1])
+    busy = Pace(step_s=0.1, answer_s=0.05, prompt_s=0.01)
+    assert completion_s(Work(0, 10), running=[Work(0, 10)], pace=busy) == pytest.approx(10 * 0.2)
+
+
+def test_drafts_that_are_accepted_save_steps() -> None:
+    pace = Pace(step_s=0.1, answer_s=0, prompt_s=0.01, growth=2)
+    assert completion_s(Work(0, 20), pace=pace) == pytest.approx(1)
 
 
 def test_a_slot_is_waited_for() -> None:
     running = [Work(0, 30), Work(0, 10)]  # free after 3 s and 1 s
     own = Work(0, 10)
-    assert predict_completion_s(own, running=running, ahead=(), slots=2, rates=RATES) == pytest.approx(2)
-    ahead = [Work(0, 50)]  # takes the slot that is free first
-    assert predict_completion_s(own, running=running, ahead=ahead, slots=2, rates=RATES) == pytest.approx(4)
+    assert completion_s(own, running=running) == pytest.approx(2)
+    # Another takes the slot that is free first.
+    assert completion_s(own, running=running, ahead=[Work(0, 50)]) == pytest.approx(4)
+
+
+def test_the_pace_is_learnt_from_steps() -> None:
+    meter = PaceMeter()
+    assert meter.pace is None
+    rng = random.Random(1)
+    for _ in range(400):
+        answers, prompt = rng.choice([(0, 200), (1, 0), (4, 0), (8, 0), (8, 50), (3, 128)])
+        seconds = (0.01 + 0.004 * answers + 0.002 * prompt) * rng.uniform(0.95, 1.05)
+        meter.add(answers=answers, prompt_tokens=prompt, seconds=seconds, grown=2 * answers)
+    pace = meter.pace
+    assert pace is not None
+    assert pace.step_s == pytest.approx(0.01, rel=0.4)
+    assert pace.answer_s == pytest.approx(0.004, rel=0.2)
+    assert pace.prompt_s == pytest.approx(0.002, rel=0.1)
+    assert pace.growth == pytest.approx(2, rel=0.05)
+
+
+def test_a_pace_needs_prompts_and_answers() -> None:
+    meter = PaceMeter()
+    for _ in range(20):
+        meter.add(answers=2, prompt_tokens=0, seconds=0.02)
+    assert meter.pace is None
+    meter.add(answers=0, prompt_tokens=100, seconds=0.2)
+    for _ in range(20):
+        meter.add(answers=2, prompt_tokens=0, seconds=0.02)
+    pace = meter.pace
+    assert pace is not None
+    # How it is made up is not known where all steps are alike, but how long one takes is.
+    assert pace.of_step(2) == pytest.approx(0.02, rel=0.1)
 
 
 def test_refusals_tell_a_busy_engine_from_a_slow_one() -> None:
-    def ask(left_s: float, rates: Rates | None = RATES) -> None:
-        check_deadline(
-            Work(0, 10), name="m", left_s=left_s, running=[Work(0, 30)], ahead=(), slots=1, rates=rates
-        )
+    def ask(left_s: float, pace: Pace | None = PACE) -> None:
+        running = [Promise(Work(0, 30), None)]
+        check_deadline(Work(0, 10), name="m", left_s=left_s, running=running, ahead=(), slots=1, pace=pace)
 
     ask(4.1)
     with pytest.raises(OverloadedError, match=r"4\.00 s, 3\.00 s of them waiting") as caught:
@@ -145,9 +189,9 @@ def test_refusals_tell_a_busy_engine_from_a_slow_one() -> None:
     assert caught.value.retry_after_s == pytest.approx(0.5)
     with pytest.raises(DeadlineExceededError):
         ask(0.5)
-    ask(0.001, rates=None)
+    ask(0.001, pace=None)
     with pytest.raises(DeadlineExceededError):
-        ask(0, rates=None)
+        ask(0, pace=None)
 
 
 def test_an_urgent_request_does_not_make_an_accepted_one_late() -> None:
@@ -156,11 +200,11 @@ def test_an_urgent_request_does_not_make_an_accepted_one_late() -> None:
             Work(0, 10),
             name="m",
             left_s=9,
-            running=[Work(0, 30)],
+            running=[Promise(Work(0, 30), None)],
             ahead=[],
             behind=behind,
             slots=1,
-            rates=RATES,
+            pace=PACE,
         )
 
     # Complete after 3 s + 2 s as it stands, and after 6 s with the new one before it.
@@ -172,18 +216,50 @@ def test_an_urgent_request_does_not_make_an_accepted_one_late() -> None:
     ask(Promise(waits, 4.9))  # it is too late for that one anyway
 
 
+@pytest.mark.parametrize("is_running", [True, False])
+def test_a_request_does_not_slow_down_those_that_have_no_time_to_lose(is_running: bool) -> None:
+    def ask(left_s: float) -> None:
+        other = [Promise(Work(0, 20), left_s)]  # 2 s, and 0.4 s more if a prompt is computed meanwhile
+        running, ahead = (other, []) if is_running else ([], other)
+        check_deadline(Work(40, 5), name="m", left_s=60, running=running, ahead=ahead, slots=2, pace=PACE)
+
+    ask(2.5)
+    with pytest.raises(OverloadedError, match="would miss its deadline"):
+        ask(2.3)
+    ask(1.9)
+
+
 def test_the_expected_length_is_learnt() -> None:
     lengths = AnswerLength()
-    lengths.add(4, cut_off=True)  # says nothing yet
-    assert lengths.expected(1000) == UNMEASURED_ANSWER_TOKENS
+    # Before there are any: as if every 64th token were the last.
+    assert lengths.expected(10**6) == pytest.approx(UNMEASURED_ANSWER_TOKENS, rel=0.1)
     assert lengths.expected(3) == 3
     for _ in range(200):
         lengths.add(200, cut_off=False)
         lengths.add(10, cut_off=True)
-    assert lengths.expected(1000) == 200
-    assert lengths.expected_left(1000, 50) == 150
-    assert lengths.expected_left(1000, 500) == 100
-    assert lengths.expected_left(510, 500) == 10
+    assert lengths.expected(1000) == pytest.approx(200, rel=0.1)
+    assert lengths.expected_left(1000, 50) == pytest.approx(150, rel=0.1)
+    assert lengths.expected_left(130, 50) == pytest.approx(80, rel=0.05)
+    assert 5 <= lengths.expected_left(510, 500) <= 10
+
+
+def test_answers_that_their_limit_cuts_off_do_not_make_longer_ones_short() -> None:
+    lengths = AnswerLength()
+    for _ in range(300):
+        lengths.add(20, cut_off=True)
+        lengths.add(150, cut_off=True)
+    assert lengths.expected(20) == 20
+    assert lengths.expected(150) == pytest.approx(150, rel=0.05)
+    assert lengths.expected_left(150, 100) == pytest.approx(50, rel=0.05)
+
+
+def test_the_expected_length_follows_the_answers() -> None:
+    lengths = AnswerLength()
+    for _ in range(300):
+        lengths.add(400, cut_off=False)
+    for _ in range(300):
+        lengths.add(12, cut_off=False)
+    assert lengths.expected(1000) == pytest.approx(12, rel=0.2)
 
 
 MakeEngine = Callable[..., LlamaEngine]

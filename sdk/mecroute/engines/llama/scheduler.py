@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from mecroute.engines.llama.admission import AnswerLength, Promise, Rates, Work, check_deadline
+from mecroute.engines.llama.admission import AnswerLength, Promise, Work, check_deadline
 from mecroute.engines.llama.batch import Batch
 from mecroute.engines.llama.choosing import TokenChooser
 from mecroute.engines.llama.context import DecodeContext
@@ -18,6 +18,7 @@ from mecroute.engines.llama.generation import Generation, GenerationRequest, wak
 from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.kv_memory import Resident
 from mecroute.engines.llama.model import LlamaModel
+from mecroute.engines.llama.pace import MEASURABLE_PREFILL_ROWS, PaceMeter
 from mecroute.engines.llama.rates import Rate
 from mecroute.engines.llama.request_queue import FairQueue
 from mecroute.engines.llama.residency import Residency
@@ -35,8 +36,6 @@ from mecroute.errors import (
     TierUnreachableError,
 )
 
-#: Steps with fewer prompt tokens than this say little about how fast prompts are computed.
-MEASURABLE_PREFILL_ROWS = 16
 #: Retry-After before any request has been completed.
 UNMEASURED_RETRY_S = 1.0
 
@@ -94,6 +93,7 @@ class Scheduler:
         self._step_count = 0
         self._prefill_rate = Rate()
         self._decode_rate = Rate()
+        self._pace = PaceMeter()
         # Requests end far less often than steps: a longer memory, of time with something running.
         self._completion_rate = Rate(memory_s=30.0)
         self._decode_steps_total = 0
@@ -166,7 +166,6 @@ class Scheduler:
         """Raise if a queued request with a deadline is not going to meet it, as far as can be predicted."""
         deadline_at = generation.request.submitter.deadline_at
         if deadline_at is not None:
-            prefill, decode = self._prefill_rate.per_s, self._decode_rate.per_s
             now = time.perf_counter()
             line = list(self._queue)
             place = next(at for at, other in enumerate(line) if other is generation)
@@ -175,18 +174,17 @@ class Scheduler:
                 name=self._name,
                 left_s=deadline_at - now,
                 running=[
-                    *(self._work_left(sequence) for sequence in self._running),
-                    *(self._work_of(other) for other in self._residency.waiting),
+                    *(Promise(self._work_left(one), _left_s(one.generation, now)) for one in self._running),
+                    *(self._promise(other, now) for other in self._residency.waiting),
                 ],
-                ahead=[self._work_of(other) for other in line[:place]],
+                ahead=[self._promise(other, now) for other in line[:place]],
                 slots=self._n_parallel,
-                rates=Rates(prefill, decode) if prefill and decode else None,
+                pace=self._pace.pace,
                 behind=[self._promise(other, now) for other in line[place + 1 :]],
             )
 
     def _promise(self, generation: Generation, now: float) -> Promise:
-        deadline_at = generation.request.submitter.deadline_at
-        return Promise(self._work_of(generation), None if deadline_at is None else deadline_at - now)
+        return Promise(self._work_of(generation), _left_s(generation, now))
 
     def _work_of(self, generation: Generation) -> Work:
         # The engine's thread may be adding to a slot's tokens meanwhile: the estimate is a token older then.
@@ -425,6 +423,12 @@ class Scheduler:
                 self._speculator.measured(batch.rows, took_s)
         if batch.prefilled >= MEASURABLE_PREFILL_ROWS:
             self._prefill_rate.add(batch.prefilled, took_s)
+        self._pace.add(
+            answers=batch.generating,
+            prompt_tokens=batch.prefilled,
+            seconds=took_s,
+            grown=chosen - len(batch.choices) + batch.generating,
+        )
         self._completion_rate.add(finished, took_s)
 
     def _recover(self, status: int) -> None:
@@ -449,3 +453,9 @@ class Scheduler:
         for generation in failed:
             generation.fail(error)
         wake(failed)
+
+
+def _left_s(generation: Generation, now: float) -> float | None:
+    """Seconds until a request's deadline, where it has one."""
+    deadline_at = generation.request.submitter.deadline_at
+    return None if deadline_at is None else deadline_at - now
