@@ -1,13 +1,14 @@
 """Sentence embeddings of an int8 MiniLM: our server against a raw loop over `session.run`, and LitServe.
 
 The raw loop computes the same texts, tokenized, sorted by length and padded beforehand, in batches of every
-size that is tried; its best one counts, and so does the best of LitServe's batch sizes with one worker (its
-default) and with a worker for each thread. The servers get one text per request from 32 callers at once, with
-tokenizing, HTTP and base64 around each. All run in turn, with the same number of threads; the callers share
-the machine with the servers. Each ratio is the median over the rounds.
+size that is tried, its threads spinning or not; the best counts, and so does the best of LitServe's batch
+sizes with one worker (its default), and with two that have half of the threads each. The servers get one text
+per request from 32 callers at once, with tokenizing, HTTP and base64 around each. All run in turn, with the
+same number of threads; the callers share the machine with the servers. Each ratio is the median over the
+rounds.
 
     make bench-embeddings DATA=folder-of-all-MiniLM-L6-v2
-    python benchmarks/embeddings.py FOLDER [--words 100] [--rounds 5] [--seconds 4]
+    python benchmarks/embeddings.py FOLDER [--words 100] [--rounds 5] [--seconds 3]
 
 FOLDER holds the model as safetensors, as `benchmarks/minilm.py` reads it.
 """
@@ -23,6 +24,9 @@ import random
 import statistics
 import sys
 import time
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +39,8 @@ from servers import Server, free_port, mecroute, running
 
 CONCURRENCY = 32
 BATCHES = (1, 4, 8, 16, 32, 64)
-#: Batch size and workers; each worker has its share of the threads.
-LITSERVE_TRIED = ((1, 1), (8, 1), (32, 1), (1, 2), (8, 2))
+#: Batch sizes and workers; each worker has its share of the threads.
+LITSERVE_TRIED = {"litserve": ((1, 1), (8, 1), (32, 1)), "litserve, 2 workers": ((1, 2), (8, 2))}
 
 
 class RawLoop:
@@ -46,12 +50,12 @@ class RawLoop:
         import onnxruntime
         from tokenizers import Tokenizer
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry(
-            "session.intra_op.allow_spinning", "0"
-        )  # idle while others are timed
-        self._session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
+        self._sessions = {}
+        for spins in (False, True):  # threads that wait for each other may sleep or spin
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
+            self._sessions[spins] = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.no_truncation()
         tokenizer.enable_padding()
@@ -68,12 +72,13 @@ class RawLoop:
         ids = np.array([one.ids for one in encoded], np.int64)
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(mask)}
 
-    def per_second(self, size: int, seconds: float) -> float:
+    def per_second(self, size: int, spins: bool, seconds: float) -> float:
         """Texts computed per second in batches of `size`."""
+        session = self._sessions[spins]
         done, begun = 0, time.perf_counter()
         while True:
             for feed in self._feeds[size]:
-                self._session.run(None, feed)
+                session.run(None, feed)
                 done += len(feed["input_ids"])
                 if (took := time.perf_counter() - begun) > seconds:
                     return done / took
@@ -121,6 +126,25 @@ def litserve(python: Path, folder: Path, threads: int, batch: int, workers: int)
     return Server("litserve", command, f"http://127.0.0.1:{port}", folder.name, "/health")
 
 
+def best_of(
+    tried: tuple[str, tuple[tuple[int, int], ...]],
+    python: Path,
+    folder: Path,
+    texts: list[str],
+    args: argparse.Namespace,
+) -> Server:
+    """The fastest of some batch sizes and numbers of workers."""
+    name, hows = tried
+    rates: dict[float, Server] = {}
+    for batch, workers in hows:
+        server = replace(litserve(python, folder, args.threads, batch, workers), name=name)
+        with running(server):
+            asyncio.run(serve_round(server.url, "/predict", server.model, texts, args.seconds / 4))
+            rate, _ = asyncio.run(serve_round(server.url, "/predict", server.model, texts, args.seconds / 2))
+        rates[rate] = replace(litserve(python, folder, args.threads, batch, workers), name=name)
+    return rates[max(rates)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -128,7 +152,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="all-MiniLM-L6-v2 as safetensors")
     parser.add_argument("--words", type=int, default=100, help="of a text, on average")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--litserve-python", type=Path, help="an interpreter that has LitServe; default: make one"
@@ -142,28 +166,24 @@ def main() -> None:
     python = args.litserve_python or peers.litserve()
     rng = random.Random(3)
     texts = [text(rng, rng.randint(args.words // 2, args.words * 3 // 2)) for _ in range(256)]
-    tried: dict[float, Server] = {}
-    for batch, workers in LITSERVE_TRIED:
-        server = litserve(python, folder, args.threads, batch, workers)
-        with running(server):
-            asyncio.run(serve_round(server.url, "/predict", server.model, texts, args.seconds / 3))
-            rate, _ = asyncio.run(serve_round(server.url, "/predict", server.model, texts, args.seconds / 2))
-        tried[rate] = server
-    theirs = tried[max(tried)]
+    theirs = [best_of(tried, python, folder, texts, args) for tried in LITSERVE_TRIED.items()]
     ours = mecroute(folder, context=64, parallel=1, threads=args.threads)
-    paths = {ours.name: "/v1/embeddings", theirs.name: "/predict"}
+    paths = {ours.name: "/v1/embeddings", **{server.name: "/predict" for server in theirs}}
     loop = RawLoop(folder, texts, args.threads)
-    best = max(BATCHES, key=lambda size: loop.per_second(size, args.seconds / 3))
+    best = max(product(BATCHES, (False, True)), key=lambda how: loop.per_second(*how, args.seconds / 4))
     rounds: list[dict[str, float]] = []
-    with running(ours), running(theirs):
+    with ExitStack() as started:
+        servers = [ours, *theirs]
+        for server in servers:
+            started.enter_context(running(server))
         vectors = [
-            asyncio.run(first_vector(one.url, paths[one.name], one.model, texts[0])) for one in (ours, theirs)
+            asyncio.run(first_vector(one.url, paths[one.name], one.model, texts[0])) for one in servers
         ]
-        if float(vectors[0] @ vectors[1]) < 0.99:
-            sys.exit("the two servers do not compute the same vectors")
+        if any(float(vectors[0] @ other) < 0.99 for other in vectors[1:]):
+            sys.exit("the servers do not compute the same vectors")
         for number in range(args.rounds + 1):
-            found: dict[str, float] = {"raw": loop.per_second(best, args.seconds)}
-            for server in (ours, theirs) if number % 2 else (theirs, ours):
+            found: dict[str, float] = {"raw": loop.per_second(*best, args.seconds)}
+            for server in servers if number % 2 else reversed(servers):
                 rate, p95 = asyncio.run(
                     serve_round(server.url, paths[server.name], server.model, texts, args.seconds)
                 )
@@ -172,20 +192,20 @@ def main() -> None:
                 rounds.append(found)
     median = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
     ratios = {
-        f"over {name}": statistics.median(one["mecroute"] / one[name] for one in rounds)
-        for name in ("raw", "litserve")
+        name: statistics.median(one["mecroute"] / one[name] for one in rounds)
+        for name in ("raw", *LITSERVE_TRIED)
     }
     if args.json:
-        print(json.dumps({"best_batch": best, "median": median, "ratio": ratios}))
+        print(json.dumps({"best": best, "median": median, "ratio": ratios}))
         return
     print(f"texts of {args.words} words on average, {CONCURRENCY} callers, {args.threads} threads")
-    print(f"raw session.run, batches of {best}: {median['raw']:.1f}/s")
-    for server in (ours, theirs):
+    waits = "spinning" if best[1] else "sleeping"
+    print(f"raw session.run, batches of {best[0]}, {waits} threads: {median['raw']:.1f}/s")
+    for server in servers:
+        told = "" if server is ours else f", batches of up to {server.command[-2]}"
         p95 = median[f"{server.name} p95 ms"]
-        *_, batch, workers = server.command
-        batches = f" (batches of up to {batch}, workers: {workers})" if server is theirs else ""
-        print(f"{server.name:12} {median[server.name]:.1f}/s   p95 {p95:.0f} ms{batches}")
-    print(f"ratio over raw {ratios['over raw']:.2f}   over litserve {ratios['over litserve']:.2f}")
+        print(f"{server.name:22} {median[server.name]:.1f}/s   p95 {p95:.0f} ms{told}")
+    print("ratio over " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
 
 
 if __name__ == "__main__":

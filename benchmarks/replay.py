@@ -3,7 +3,8 @@
 The trace is the Azure LLM inference trace (CSV) or Mooncake's (JSON lines; its prefix hashes become prompts
 that share beginnings). Its arrival pattern and its proportions are kept; tokens are divided by `--shrink`,
 and time is stretched until the work offered is `--load` times the capacity. That is measured first: the
-larger of what the two servers complete per second when as many callers ask at once as they have sequences.
+larger of what the two servers complete per second when as many callers ask at once as they have sequences,
+counted from when they have got going; what is under way at the end counts by its share.
 
 Every request has a deadline: `--slack` times what it takes in a full batch without waiting. It is sent in our
 header, which llama-server ignores; on either server the caller hangs up when it has passed. Nobody asks
@@ -13,7 +14,7 @@ twice. `max_tokens` is the length that the trace tells.
     refusal p95    from sending a request to being refused (429, 503 or 504 at once)
 
     make bench-trace DATA=model.gguf TRACE=trace.csv
-    python benchmarks/replay.py model.gguf trace.csv [--seconds 60] [--rounds 2] [--load 2]
+    python benchmarks/replay.py model.gguf trace.csv [--seconds 18] [--rounds 5] [--load 2]
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from peers import binaries
 from servers import Server, llama_server, mecroute, running
 
 CONTEXT = 2048
+#: Before a server's capacity is counted.
+WARM_UP_S = 3.0
 #: Tokens of one of Mooncake's prefix blocks.
 BLOCK = 512
 
@@ -91,24 +94,26 @@ def messages(one: Arrival, args: argparse.Namespace, seed: int) -> list[dict[str
 async def closed_loop(
     server: Server, trace: list[Arrival], args: argparse.Namespace, seconds: float
 ) -> float:
-    """Requests completed per second with as many callers as sequences."""
-    ends_at = time.perf_counter() + seconds
-    done = 0
+    """Requests completed per second with as many callers as sequences, after `WARM_UP_S`."""
+    counts_from = time.perf_counter() + WARM_UP_S
+    ends_at = counts_from + seconds
+    spans: list[tuple[float, float]] = []
     upcoming = iter(enumerate(trace))
     async with client(server.url) as http:
 
         async def caller() -> None:
-            nonlocal done
-            while time.perf_counter() < ends_at:
+            while (begun := time.perf_counter()) < ends_at:
                 number, one = next(upcoming)
                 prompt = messages(one, args, -number)
                 status = await ask(http, server.model, prompt, Sample(), max_tokens=one.output_tokens)
                 if status != 200:
                     sys.exit(f"{server.name} answered {status} while its capacity was measured")
-                done += time.perf_counter() < ends_at
+                spans.append((begun, time.perf_counter()))
 
         await asyncio.gather(*(caller() for _ in range(args.parallel)))
-    return done / seconds
+    # A request counts by the share of its time that lies within those seconds.
+    inside = (max(0.0, min(end, ends_at) - max(begun, counts_from)) / (end - begun) for begun, end in spans)
+    return sum(inside) / seconds
 
 
 async def replay(server: Server, trace: list[Arrival], args: argparse.Namespace, deadline: Any) -> Outcomes:
@@ -176,14 +181,14 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path, help="a GGUF file with a chat template")
     parser.add_argument("trace", type=Path, help="AzureLLMInferenceTrace_*.csv or mooncake_*.jsonl")
-    parser.add_argument("--seconds", type=float, default=60, help="of each replay")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=18, help="of each replay")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--load", type=float, default=2.0, help="times the capacity")
-    parser.add_argument("--shrink", type=float, default=6.0, help="divides the trace's tokens")
+    parser.add_argument("--shrink", type=float, default=12.0, help="divides the trace's tokens")
     parser.add_argument("--slack", type=float, default=3.0)
     parser.add_argument("--parallel", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--calibrate", type=float, default=20, help="seconds per server")
+    parser.add_argument("--calibrate", type=float, default=12, help="seconds per server")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--llama-server", type=Path, help="a built llama-server; default: build it")
     parser.add_argument("--json", action="store_true")
@@ -242,7 +247,8 @@ def main() -> None:
         return
     print(f"goodput        mecroute {median[ours.name]['goodput/s']:.2f}/s   "
           f"llama-server {median[theirs.name]['goodput/s']:.2f}/s   ratio {ratio:.2f}")  # fmt: skip
-    print(f"refusal p95    mecroute {median[ours.name]['refusal p95 ms']:.1f} ms")
+    refused_after = [took for outcomes in rounds[ours.name] for took in outcomes.refused_after]
+    print(f"refusal p95    mecroute {quantile(refused_after, 0.95) * 1e3:.1f} ms of {len(refused_after)}")
 
 
 if __name__ == "__main__":
