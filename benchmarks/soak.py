@@ -3,7 +3,7 @@
 Chats (streamed, whole, with a forced tool call or a JSON schema), embeddings, callers that hang up in
 mid-stream, requests that are wrong, and deadlines that cannot be met, from several callers at once. Every few
 seconds memory (RSS), threads and open files are noted. The first fifth warms up; then the medians of the
-first and of the last quarter are compared.
+first and of the last quarter are compared. Told to stop (Ctrl-C), it reports on what has been until then.
 
     make bench-soak DATA=model.gguf MINUTES=30
     python benchmarks/soak.py model.gguf [--minutes 30]
@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,16 +113,17 @@ async def watch(pid: int, every_s: float, rows: list[dict[str, float]]) -> None:
 
 
 async def soak(
-    server: Server, pid: int, args: argparse.Namespace
-) -> tuple[list[dict[str, float]], Counter[str]]:
-    rows: list[dict[str, float]] = []
-    counts: Counter[str] = Counter()
+    server: Server,
+    pid: int,
+    args: argparse.Namespace,
+    rows: list[dict[str, float]],
+    counts: Counter[str],
+) -> None:
     ends_at = time.monotonic() + args.minutes * 60
     watching = asyncio.create_task(watch(pid, args.every, rows))
     await asyncio.gather(*(caller(server, number, ends_at, counts) for number in range(args.callers)))
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
-    return rows, counts
 
 
 def main() -> None:
@@ -139,9 +141,18 @@ def main() -> None:
         parser.error(f"no model at {args.model}")
     server = mecroute(args.model, context=2048, parallel=4, threads=args.threads)
     with running(server) as process:
-        rows, counts = asyncio.run(soak(server, process.pid, args))
+        rows: list[dict[str, float]] = []
+        counts: Counter[str] = Counter()
+        with suppress(KeyboardInterrupt):
+            asyncio.run(soak(server, process.pid, args, rows, counts))
+        for _ in range(50):  # what callers have left goes within a step or two
+            if not httpx.get(f"{server.url}/admin/node", timeout=5).json()["models"][0]["running"]:
+                break
+            time.sleep(0.1)
         alive = httpx.get(f"{server.url}/readyz", timeout=5).status_code == 200
         left = httpx.get(f"{server.url}/admin/node", timeout=5).json()["models"][0]
+    if not rows:
+        sys.exit("stopped before the first look")
     settled = rows[len(rows) // 5 :]
     quarter = max(1, len(settled) // 4)
     growth = {
@@ -160,7 +171,8 @@ def main() -> None:
     if args.json:
         print(json.dumps({"growth": growth, "counts": counts, "errors": errors, "rows": rows}))
     else:
-        print(f"{answered} requests in {args.minutes:g} minutes: {dict(sorted(counts.items()))}")
+        minutes = rows[-1]["s"] / 60
+        print(f"{answered} requests in {minutes:.1f} minutes: {dict(sorted(counts.items()))}")
         for name, (first, last) in growth.items():
             print(f"{name:8} first quarter {first:8.1f}   last quarter {last:8.1f}   {last / first - 1:+.1%}")
         print(
