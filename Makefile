@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help demo dev test check lint types tests test-all bench format clean \
 	bench-serving bench-serving-python bench-trace bench-latency bench-embeddings bench-overhead bench-idle bench-soak bench-connections \
-	bench-routing
+	bench-routing bench-simulate
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -88,6 +88,9 @@ bench-connections: $(READY)  ## DATA=model.gguf: 10,000 connections that hang
 
 bench-overhead: $(READY)  ## what a call costs beyond raw HTTP, against LiteLLM's Router (installs it once)
 	$(BIN)/python benchmarks/overhead.py
+
+bench-simulate: $(READY)  ## TRACE=trace.csv (or none): 100 nodes and 100,000 requests in virtual time, against baselines
+	$(BIN)/mecroute simulate $(TRACE) --nodes 100 --requests 100000
 
 bench-routing: $(READY)  ## DATA=folder with mmlu.csv and gsm8k.csv: how well the learned router routes
 	@test -n "$(DATA)" || { echo "name the folder of the CSV files: make bench-routing DATA=folder"; exit 1; }

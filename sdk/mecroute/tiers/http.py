@@ -30,6 +30,7 @@ from mecroute.errors import (
 from mecroute.nodes.headers import DEADLINE_HEADER, deadline_value
 from mecroute.target import Target
 from mecroute.tiers.base import Call
+from mecroute.tiers.plain_http import PlainHttp
 from mecroute.tiers.posting import Posting
 from mecroute.tracing import CallSpan, call_span
 from mecroute_registry.facts import Task, Tier
@@ -97,6 +98,7 @@ class HttpTier:
         self._traffic = traffic
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30)
         self._http = httpx.AsyncClient(limits=limits, follow_redirects=False, trust_env=True)
+        self._plain = PlainHttp()
         self._post = Posting(self._http)
 
     def continues_prefix(self, target: Target) -> bool:
@@ -166,6 +168,7 @@ class HttpTier:
 
     async def aclose(self) -> None:
         """Close every connection."""
+        await self._plain.aclose()
         await self._http.aclose()
 
     def _endpoint(self, target: Target) -> Endpoint:
@@ -213,12 +216,12 @@ class HttpTier:
         begun = time.monotonic()
         try:
             try:
-                response = await self._http.send(request, stream=True)
+                response = await self._exchange(request)
             except httpx.RemoteProtocolError:
                 # A kept connection that the server had closed in the meantime: nothing was answered, so
                 # the call is made once more on a new one.
                 begun = time.monotonic()
-                response = await self._http.send(request, stream=True)
+                response = await self._exchange(request)
         except httpx.HTTPError as error:
             self._lost(target)
             raise _unreachable(endpoint, error) from error
@@ -226,6 +229,11 @@ class HttpTier:
             waited_ms = (time.monotonic() - begun) * 1000
             self._traffic.answered(target, response.status_code, response.headers, waited_ms)
         return response
+
+    async def _exchange(self, request: httpx.Request) -> httpx.Response:
+        if self._plain.takes(request.url):
+            return await self._plain.handle_async_request(request)
+        return await self._http.send(request, stream=True)
 
     async def _read(self, endpoint: Endpoint, target: Target, response: httpx.Response) -> None:
         begun = time.monotonic()
