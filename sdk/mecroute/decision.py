@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 from mecroute.context import RequestFeatures
@@ -153,6 +153,45 @@ class Candidate:
             "quality_adjusted_by": self.quality_adjusted_by,
             "notes": list(self.notes),
         }
+
+
+class Annotated(Sequence[Candidate]):
+    """Candidates with further notes, each looked up when the candidate is first read.
+
+    Args:
+        notes: what to add to the notes of the target with that id.
+    """
+
+    __slots__ = ("_candidates", "_made", "_notes")
+
+    def __init__(self, candidates: Sequence[Candidate], notes: Callable[[str], tuple[str, ...]]) -> None:
+        self._candidates = candidates
+        self._notes = notes
+        self._made: dict[int, Candidate] = {}
+
+    def __reduce__(self) -> tuple[type[tuple[Any, ...]], tuple[Any, ...]]:
+        return tuple, (tuple(self),)
+
+    def __len__(self) -> int:
+        return len(self._candidates)
+
+    @overload
+    def __getitem__(self, index: int) -> Candidate: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Candidate, ...]: ...
+    def __getitem__(self, index: int | slice) -> Candidate | tuple[Candidate, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        if index < 0:
+            index += len(self)
+        made = self._made.get(index)
+        if made is None:
+            made = self._candidates[index]
+            if notes := self._notes(made.target.id):
+                plain = made.notes
+                made = replace(made, notes=Notes(lambda: (*plain, *notes)))
+            self._made[index] = made
+        return made
 
 
 @dataclass(frozen=True, slots=True)

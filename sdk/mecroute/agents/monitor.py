@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mecroute.decision import Decision
+from mecroute.decision import Annotated, Decision
 from mecroute.errors import InvalidRequestError
 from mecroute.evidence.drift import DriftMonitor
 from mecroute.evidence.learning import Judgement, Learned, Learning
@@ -99,13 +99,7 @@ class MonitorAgent:
         """The decision, with a note at each candidate whose predictions an alarm has changed."""
         if self.drift.quiet:
             return decision
-        return replace(
-            decision,
-            candidates=tuple(
-                replace(c, notes=(*c.notes, *notes)) if (notes := self.drift.notes(c.target.id)) else c
-                for c in decision.candidates
-            ),
-        )
+        return replace(decision, candidates=Annotated(decision.candidates, self.drift.notes))
 
     def resting(self, target_id: str) -> str | None:
         """Why a target is not tried for now after failing; None when it may be tried.
