@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, overload
 from pydantic import BaseModel, ValidationError
 
 from mecroute._loop import LoopThread
-from mecroute.errors import TierResponseError
+from mecroute.errors import InvalidRequestError, TierResponseError
 from mecroute.outcome import Provenance
 from mecroute.request import ingest
 from mecroute.requirements import Requirements
@@ -141,8 +141,7 @@ class AsyncEmbeddings:
 
         Raises: as for chat.
         """
-        texts = input if isinstance(input, str) else list(input)
-        request = ingest("embed", model=model, body={**options, "input": texts}, requirements=requirements)
+        request = ingest("embed", model=model, body={**options, "input": input}, requirements=requirements)
         body, provenance = await (await self._runtime()).pipeline.complete(request)
         answer = _shape(CreateEmbeddingResponse, body)
         answer._mecroute = provenance
@@ -153,8 +152,7 @@ async def classify(
     runtime: GetRuntime, texts: str | Sequence[str], model: str, requirements: Asked, options: dict[str, Any]
 ) -> Classification:
     """See `AsyncClient.classify`."""
-    given = texts if isinstance(texts, str) else list(texts)
-    request = ingest("classify", model=model, body={**options, "input": given}, requirements=requirements)
+    request = ingest("classify", model=model, body={**options, "input": texts}, requirements=requirements)
     body, provenance = await (await runtime()).pipeline.complete(request)
     answer = _shape(Classification, body)
     answer._mecroute = provenance
@@ -169,8 +167,10 @@ async def infer(
     requirements: Asked,
 ) -> InferResult:
     """See `AsyncClient.infer`."""
-    body: dict[str, Any] = {"inputs": list(inputs)}
+    body: dict[str, Any] = {"inputs": inputs}
     if outputs is not None:
+        if not isinstance(outputs, list | tuple) or not all(isinstance(name, str) for name in outputs):
+            raise InvalidRequestError("outputs must be a list of names")
         body["outputs"] = [{"name": name} for name in outputs]
     request = ingest("infer", model=model, body=body, requirements=requirements)
     answered, provenance = await (await runtime()).pipeline.complete(request)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from mecroute.errors import DeadlineExceededError, InvalidRequestError
+from mecroute.request_body import check_body
 from mecroute.requirements import Requirements
 from mecroute_registry.facts import Task, Tier, parse_ref
 
@@ -148,25 +149,14 @@ def ingest(
     Raises:
         InvalidRequestError: the message names the field and what is wrong with it.
     """
-    if task == "chat":
-        _check_messages(body.get("messages"))
-    elif task == "completion":
-        if not isinstance(body.get("prompt"), str) or not body["prompt"]:
-            raise InvalidRequestError("prompt must be a text that is not empty")
-    elif task in ("embed", "classify"):
-        _check_input(body.get("input"))
-    elif task == "infer":
-        _check_tensors(body.get("inputs"))
-        if ModelSelector.parse(model).name is None:
-            raise InvalidRequestError("tensors are for one model only", hint="name it with model=")
-    for name in ("max_tokens", "max_completion_tokens"):
-        value = body.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise InvalidRequestError(f"{name} must be a whole number of at least 1, not {value!r}")
+    selector = ModelSelector.parse(model)
+    check_body(task, body)
+    if task == "infer" and selector.name is None:
+        raise InvalidRequestError("tensors are for one model only", hint="name it with model=")
     user, app, key = body.get("user"), body.get("app"), body.get("key")
     return Request(
         task=task,
-        model=ModelSelector.parse(model),
+        model=selector,
         body={
             name: value for name, value in body.items() if value is not None and name not in ("app", "key")
         },
@@ -176,35 +166,3 @@ def ingest(
         app=str(app) if app is not None else None,
         key=str(key) if key is not None else None,
     )
-
-
-def _check_messages(messages: object) -> None:
-    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
-        raise InvalidRequestError("messages must be a list of {'role': …, 'content': …}")
-    if not messages:
-        raise InvalidRequestError("messages is empty", hint="send at least one message")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise InvalidRequestError(f"messages[{index}] must be an object with 'role' and 'content'")
-        role = message.get("role")
-        if not isinstance(role, str) or not role:
-            raise InvalidRequestError(f"messages[{index}].role is missing")
-        content = message.get("content")
-        if not isinstance(content, str | list | tuple) and not message.get("tool_calls"):
-            raise InvalidRequestError(f"messages[{index}].content must be a text or a list of parts")
-
-
-def _check_input(given: object) -> None:
-    texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, Sequence) or not texts or not all(isinstance(t, str) and t for t in texts):
-        raise InvalidRequestError("input must be a text or a list of texts, none of them empty")
-
-
-def _check_tensors(tensors: object) -> None:
-    if not isinstance(tensors, Sequence) or isinstance(tensors, str | bytes) or not tensors:
-        raise InvalidRequestError("inputs must be a list of tensors, at least one")
-    for index, tensor in enumerate(tensors):
-        if not isinstance(tensor, Mapping) or not {"name", "shape", "datatype", "data"} <= tensor.keys():
-            raise InvalidRequestError(
-                f"inputs[{index}] must be an object with 'name', 'shape', 'datatype' and 'data'"
-            )

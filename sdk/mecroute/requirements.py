@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, cast, get_args
 
 from mecroute.errors import InvalidRequestError
+from mecroute.request_body import shown
 from mecroute_registry.facts import Tier
 
+#: No latency, price or deadline is larger.
+_MOST = 1e18
 Privacy = Literal["device", "edge", "any"]
 Caching = Literal["off", "private", "shared"]
 
@@ -61,18 +63,18 @@ class Requirements:
         _check("min_quality", self.min_quality, "a number from 0 to 1", lambda v: 0 <= v <= 1)
         _check("max_cost_usd", self.max_cost_usd, "a number of at least 0", lambda v: v >= 0)
         _check("deadline_ms", self.deadline_ms, "a number above 0", lambda v: v > 0)
-        if self.privacy not in get_args(Privacy):
+        if not _is_one_of(self.privacy, Privacy):
             raise InvalidRequestError(
-                f"requirements.privacy must be 'device', 'edge' or 'any', not {self.privacy!r}"
+                f"requirements.privacy must be 'device', 'edge' or 'any', not {shown(self.privacy)}"
             )
-        if self.cache is not None and self.cache not in get_args(Caching):
+        if self.cache is not None and not _is_one_of(self.cache, Caching):
             raise InvalidRequestError(
-                f"requirements.cache must be 'off', 'private' or 'shared', not {self.cache!r}"
+                f"requirements.cache must be 'off', 'private' or 'shared', not {shown(self.cache)}"
             )
         for name, expected in (("residency", "a region"), ("policy", "a policy's name"), ("zone", "a zone")):
             text = getattr(self, name)
             if text is not None and (not isinstance(text, str) or not text):
-                raise InvalidRequestError(f"requirements.{name} must be {expected}, not {text!r}")
+                raise InvalidRequestError(f"requirements.{name} must be {expected}, not {shown(text)}")
         if self.max_latency_ms and self.deadline_ms and self.max_latency_ms > self.deadline_ms:
             raise InvalidRequestError(
                 f"requirements.max_latency_ms ({self.max_latency_ms:g}) and requirements.deadline_ms "
@@ -90,10 +92,11 @@ class Requirements:
         if not isinstance(value, Mapping):
             raise InvalidRequestError(f"requirements must be an object, not {type(value).__name__}")
         known = {field.name for field in fields(cls)}
-        unknown = sorted(set(value) - known)
+        unknown = [name for name in value if name not in known]
         if unknown:
+            told = unknown[0] if isinstance(unknown[0], str) else shown(unknown[0])
             raise InvalidRequestError(
-                f"requirements.{unknown[0]} is not known", hint=f"known: {', '.join(sorted(known))}"
+                f"requirements.{told} is not known", hint=f"known: {', '.join(sorted(known))}"
             )
         return cls(**cast("dict[str, Any]", dict(value)))
 
@@ -120,10 +123,14 @@ def _check(name: str, value: object, expected: str, within: Any) -> None:
     if (
         isinstance(value, bool)
         or not isinstance(value, int | float)
-        or not math.isfinite(value)
+        or not abs(value) <= _MOST  # neither NaN nor infinite, nor a whole number that no float holds
         or not within(value)
     ):
-        raise InvalidRequestError(f"requirements.{name} must be {expected}, not {value!r}")
+        raise InvalidRequestError(f"requirements.{name} must be {expected}, not {shown(value)}")
+
+
+def _is_one_of(value: object, names: Any) -> bool:
+    return isinstance(value, str) and value in get_args(names)
 
 
 #: Immutable, so that every request without requirements may share it.

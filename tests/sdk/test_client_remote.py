@@ -252,9 +252,16 @@ def test_an_answer_that_is_no_answer_is_named(tmp_path: Path, mec: Upstream, gar
 
 
 def test_an_answer_of_another_shape_is_named(tmp_path: Path, mec: Upstream) -> None:
-    mec.garbage = b'{"choices": 5}'
+    mec.garbage = b'{"choices": [{"index": 0}]}'
     with Client(config(tmp_path, mec, None)) as client, pytest.raises(TierResponseError, match="promises"):
         client.chat.completions.create(messages=HELLO)
+
+
+def test_a_target_that_answers_in_another_shape_is_replaced(client: Client, mec: Upstream) -> None:
+    mec.garbage = b'{"choices": 5}'
+    reply = client.chat.completions.create(messages=HELLO)
+    assert reply.mecroute.tier == "cloud"
+    assert "'choices' is no list" in (reply.mecroute.segments[0].error or "")
 
 
 def test_a_failing_target_rests_and_the_reason_is_shown(

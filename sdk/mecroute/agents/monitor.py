@@ -19,6 +19,7 @@ from mecroute.evidence.posterior import QualityEvidence
 from mecroute.evidence.signals import Answer
 from mecroute.outcome import Provenance, Segment
 from mecroute.predict.residuals import Correction
+from mecroute.request_body import shown
 from mecroute.routing.ranking import Adjustment
 from mecroute.state.store import StateStore
 from mecroute.target import Target
@@ -167,7 +168,9 @@ class MonitorAgent:
             InvalidRequestError: the score is out of range, or no such answer is known.
         """
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
-            raise InvalidRequestError(f"score must be a number from 0 to 1, not {score!r}")
+            raise InvalidRequestError(f"score must be a number from 0 to 1, not {shown(score)}")
+        if not isinstance(request_id, str) or not request_id.isascii():
+            raise InvalidRequestError(f"an id is that of a reply, not {shown(request_id)}")
         with self._lock:
             reply = self._replies.get(request_id)
         if reply is None:
@@ -175,7 +178,7 @@ class MonitorAgent:
             reply = _reply_from(self._store.detail(request_id))
         if reply is None:
             raise InvalidRequestError(
-                f"no answer with the id '{request_id}' is known", hint="pass the `id` of a reply"
+                f"no answer with the id '{request_id[:80]}' is known", hint="pass the `id` of a reply"
             )
         predicted = float(score) if reply.predicted is None else reply.predicted
         self._learning.judged(

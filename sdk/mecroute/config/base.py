@@ -15,7 +15,7 @@ S3Uri = Annotated[str, StringConstraints(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61
 class Table(BaseModel):
     """One table of `mecroute.toml`: immutable, and an unknown setting is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RemoteConfig(Table):

@@ -172,7 +172,7 @@ class StateStore:
             if not isinstance(value, dict):
                 continue
             if (kind, name) == _GENERATION:
-                generation = int(value.get("count", 0))
+                generation = _count(value)
             else:
                 found.append(LearnedRow(kind, name, at, value))
         return generation, found
@@ -180,7 +180,10 @@ class StateStore:
     def generation(self) -> int:
         """How often what was learned has been thrown away; running clients then forget it as well."""
         rows = self._read("SELECT value FROM learned WHERE kind = ? AND name = ?", _GENERATION)
-        return int(json.loads(rows[0][0]).get("count", 0)) if rows else 0
+        try:
+            return _count(json.loads(rows[0][0])) if rows else 0
+        except (TypeError, ValueError):
+            return 0
 
     def forget(self, kinds: Iterable[str], target: str | None = None) -> int:
         """Throw away what was learned of these kinds, of one target or of all.
@@ -288,3 +291,9 @@ class StateStore:
             self.path,
             error,
         )
+
+
+def _count(value: object) -> int:
+    """A generation as it was written; a damaged one counts as the first."""
+    count = value.get("count") if isinstance(value, dict) else None
+    return count if isinstance(count, int) else 0

@@ -29,6 +29,7 @@ from mecroute.errors import (
 )
 from mecroute.nodes.headers import DEADLINE_HEADER, deadline_value
 from mecroute.target import Target
+from mecroute.tiers.answer_shape import shape_problem
 from mecroute.tiers.base import Call
 from mecroute.tiers.plain_http import PlainHttp
 from mecroute.tiers.posting import Posting
@@ -113,10 +114,12 @@ class HttpTier:
             await self._read(endpoint, call.target, response)
             try:
                 body = response.json()
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise _nonsense(endpoint, "the answer is not JSON") from error
             if not isinstance(body, dict):
                 raise _nonsense(endpoint, "the answer is not a JSON object")
+            if (problem := shape_problem(body)) is not None:
+                raise _nonsense(endpoint, problem)
             span.used(body.get("usage"))
             return body
 
@@ -270,7 +273,7 @@ async def _refusal(endpoint: Endpoint, response: httpx.Response, model: str) -> 
         await response.aclose()
     try:
         body = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         body = {}
     status, tier = response.status_code, endpoint.tier
     code = (
@@ -325,10 +328,12 @@ def _error_message(body: object) -> str:
 def _parse_chunk(endpoint: Endpoint, data: str) -> dict[str, Any]:
     try:
         chunk = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _nonsense(endpoint, f"a stream chunk is not JSON: {data[:80]!r}") from error
     if not isinstance(chunk, dict):
         raise _nonsense(endpoint, f"a stream chunk is no object: {data[:80]!r}")
+    if (problem := shape_problem(chunk)) is not None:
+        raise _nonsense(endpoint, f"in a stream chunk, {problem}")
     return chunk
 
 
