@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from typing import Any, cast
 from urllib.request import getproxies
 
 import h11
@@ -22,7 +22,6 @@ _IDLE_KEPT = 64
 #: Longest head of an answer, and how much of a body may wait to be read.
 _MAX_HEAD_BYTES = 100 * 1024
 _MAX_WAITING_BYTES = 1 << 20
-_HAPPY_EYEBALLS_S = 0.25
 
 
 class PlainHttp(httpx.AsyncBaseTransport):
@@ -178,8 +177,7 @@ class _Connection(asyncio.Protocol):
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are of no such class
 
     def data_received(self, data: bytes) -> None:
         if self._messages.their_state is h11.IDLE or self._messages.our_state is h11.IDLE:
@@ -244,9 +242,7 @@ async def _connect(origin: tuple[str, int], timeout_s: float | None) -> _Connect
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(timeout_s):
-            _, connection = await loop.create_connection(
-                _Connection, *origin, happy_eyeballs_delay=_HAPPY_EYEBALLS_S
-            )
+            _, connection = await loop.create_connection(_Connection, *origin)
     except TimeoutError as error:
         raise httpx.ConnectTimeout(f"no connection within {timeout_s} s") from error
     except OSError as error:
