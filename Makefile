@@ -60,7 +60,7 @@ bench-serving: $(READY)  ## DATA=model.gguf: our server against llama-server (bu
 
 bench-serving-python: $(READY)  ## DATA=model.gguf: against llama-cpp-python's own server
 	@test -n "$(DATA)" || { echo "name a GGUF model: make $@ DATA=model.gguf"; exit 1; }
-	$(BIN)/python benchmarks/serving.py $(DATA) --peer llama-cpp-python --scenarios fresh --concurrency 8
+	$(BIN)/python benchmarks/serving.py $(DATA) --peer llama-cpp-python --scenarios fresh --concurrency 8 --requests 2
 
 bench-trace: $(READY)  ## DATA=model.gguf TRACE=trace.csv: a trace at twice the capacity
 	@test -n "$(DATA)" -a -n "$(TRACE)" || { echo "make $@ DATA=model.gguf TRACE=trace.csv"; exit 1; }

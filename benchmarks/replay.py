@@ -14,7 +14,7 @@ twice. `max_tokens` is the length that the trace tells.
     refusal p95    from sending a request to being refused (429, 503 or 504 at once)
 
     make bench-trace DATA=model.gguf TRACE=trace.csv
-    python benchmarks/replay.py model.gguf trace.csv [--seconds 18] [--rounds 5] [--load 2]
+    python benchmarks/replay.py model.gguf trace.csv [--seconds 15] [--rounds 5] [--load 2]
 """
 
 from __future__ import annotations
@@ -181,14 +181,14 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path, help="a GGUF file with a chat template")
     parser.add_argument("trace", type=Path, help="AzureLLMInferenceTrace_*.csv or mooncake_*.jsonl")
-    parser.add_argument("--seconds", type=float, default=18, help="of each replay")
+    parser.add_argument("--seconds", type=float, default=15, help="of each replay")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--load", type=float, default=2.0, help="times the capacity")
     parser.add_argument("--shrink", type=float, default=12.0, help="divides the trace's tokens")
     parser.add_argument("--slack", type=float, default=3.0)
     parser.add_argument("--parallel", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--calibrate", type=float, default=12, help="seconds per server")
+    parser.add_argument("--calibrate", type=float, default=10, help="seconds per server")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--llama-server", type=Path, help="a built llama-server; default: build it")
     parser.add_argument("--json", action="store_true")
