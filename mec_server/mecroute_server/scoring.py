@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mecroute.errors import InvalidRequestError
+from mecroute_server.embedding import cosines
 from mecroute_server.encoding import compute_groups, embed
 from mecroute_server.slot import OnnxLease
 
@@ -61,12 +62,6 @@ async def relevance(lease: OnnxLease, query: str, documents: Sequence[str]) -> t
         )
     rows, tokens = await _probabilities(engine.classifier, [(query, document) for document in documents])
     return [row[0] for row in rows], tokens
-
-
-def cosines(vectors: Sequence[Sequence[float]]) -> list[float]:
-    """The cosine between the first of some vectors of length 1 and each of the others."""
-    query, *others = vectors
-    return [sum(a * b for a, b in zip(query, other, strict=True)) for other in others]
 
 
 async def _probabilities(classifier: TextClassifier, texts: Sequence[Text]) -> tuple[list[list[float]], int]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 ModelState = Literal["pulling", "verifying", "loading", "ready", "failed", "unloaded"]
 
 
+#: What a GGUF model is taken for until it is in memory.
+_GENERATES: tuple[Task, ...] = ("chat", "completion", "embed")
 #: A model whose last caller has just been answered is likely to be asked again by the same one.
 _CALLER_PAUSE_S = 0.1
 
@@ -208,8 +210,8 @@ class ModelSlot:
     unwanted: asyncio.Event = field(default_factory=asyncio.Event)
     #: About to make room for another: what it does it ends, and new requests wait for it to come back.
     leaving: bool = False
-    #: What an ONNX model could be asked for when it was last in memory, where nothing else says it.
-    seen_tasks: tuple[Task, ...] = ("infer",)
+    #: What the model could be asked for when it was last in memory, where nothing else says it.
+    seen_tasks: tuple[Task, ...] = ()
     #: How long its last load took, also once it has left memory.
     last_load_s: float | None = None
     #: time.monotonic() of the last failure.
@@ -239,11 +241,12 @@ class ModelSlot:
         """What it can be asked for."""
         if self.model is not None:
             return self.model.tasks
-        if not self.is_onnx:
-            return ("chat", "completion", "embed")
         if self.loaded is None:
-            return self.seen_tasks
+            return self.seen_tasks or (("infer",) if self.is_onnx else _GENERATES)
         engine = self.loaded.engine
+        if not self.is_onnx:
+            vectors: tuple[Task, ...] = () if getattr(engine, "pooling", None) == "rank" else ("embed",)
+            return (*(_GENERATES[:2] if getattr(engine, "generates", True) else ()), *vectors)
         if getattr(engine, "encoder", None) is not None:
             return ("embed", "infer")
         return ("classify", "infer") if getattr(engine, "classifier", None) is not None else ("infer",)

@@ -15,7 +15,7 @@ from mecroute_server.formats.scoring import classify_answer, parse_classify, par
 from mecroute_server.generation import lend
 from mecroute_server.node import Node
 from mecroute_server.routes.node import CurrentNode
-from mecroute_server.scoring import class_probabilities, cosines, relevance
+from mecroute_server.scoring import class_probabilities, relevance
 from mecroute_server.slot import OnnxLease
 
 router = APIRouter(prefix="/v1")
@@ -56,21 +56,21 @@ async def rerank(request: Request, node: CurrentNode) -> Response:
     body = await read_json_object(request, node.settings.max_body_bytes)
     asked = parse_rerank(body)
     name = ref = _model(body)
+    judging: Awaitable[tuple[list[float], int]]
     try:
         if await node.pool.serves_onnx(name):
             onnx = await _lend_onnx(request, node, name)
             ref = onnx.ref
             try:
-                judging: Awaitable[tuple[list[float], int]] = relevance(onnx, asked.query, asked.documents)
+                judging = relevance(onnx, asked.query, asked.documents)
                 scores, tokens = await unless_caller_leaves(request, judging)
             finally:
                 onnx.release()
         else:
             lease = await lend(request, node, body)
             ref = lease.ref
-            embedding = node.embeddings.embed(lease, [asked.query, *asked.documents])
-            vectors, tokens = await unless_caller_leaves(request, embedding)
-            scores = cosines(vectors)
+            judging = node.embeddings.relevance(lease, asked.query, asked.documents)
+            scores, tokens = await unless_caller_leaves(request, judging)
     except CallerLeftError:
         return _left(node, ref)
     node.metrics.record_embedding(ref, tokens)

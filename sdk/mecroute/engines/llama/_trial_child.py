@@ -32,12 +32,15 @@ def try_out(job: Mapping[str, Any]) -> Mapping[str, Any]:
         text = engine.tokenize(_TEXT)[:32]
         with suppress(MecrouteError):  # a template may refuse a conversation; it must not crash
             engine.tokenize_chat([{"role": "user", "content": _TEXT}])
-        for sampling in (GREEDY, _SAMPLED):
+        for sampling in (GREEDY, _SAMPLED) if engine.generates else ():
             request = GenerationRequest(text or (0,), max_tokens=4, sampling=sampling, top_logprobs=2)
             for _ in engine.submit(request):
                 pass
         with suppress(MecrouteError):  # not every model embeds
-            engine.embed(["a text"])
+            if engine.pooling == "rank":
+                engine.relevance("a text", ["another"])
+            else:
+                engine.embed(["a text"])
     return {"ok": True}
 
 

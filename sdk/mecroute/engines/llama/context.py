@@ -9,6 +9,7 @@ from typing import Any
 
 from mecroute.engines.llama import native
 from mecroute.engines.llama.model import LlamaModel
+from mecroute.engines.llama.pooling import NUMBERS, Pooling
 from mecroute.engines.llama.threads import ThreadGovernor
 from mecroute.engines.llama.turns import Turns
 from mecroute.errors import InvalidModelFileError
@@ -30,7 +31,7 @@ class DecodeContext:
         n_batch: rows a step may have.
         n_outputs: rows of a step whose logits may be asked for.
         n_threads: CPU threads at most; fewer are used while other processes need the cores.
-        mean_pooled: compute one embedding a sequence instead of logits.
+        pooling: compute one vector a sequence, pooled so, instead of logits.
         adapters: llama.cpp's LoRA adapters and their scales, applied to every row.
         turns: whose turn it is to compute, where several contexts share the CPU.
 
@@ -53,7 +54,7 @@ class DecodeContext:
         n_batch: int,
         n_outputs: int,
         n_threads: int,
-        mean_pooled: bool = False,
+        pooling: Pooling | None = None,
         adapters: Adapters = (),
         turns: Turns | None = None,
     ) -> None:
@@ -75,9 +76,9 @@ class DecodeContext:
         # use what the others do not.
         params.kv_unified = True
         params.no_perf = True
-        if mean_pooled:
+        if pooling is not None:
             params.embeddings = True
-            params.pooling_type = lib.LLAMA_POOLING_TYPE_MEAN
+            params.pooling_type = NUMBERS[pooling]
         with native.captured_log() as tail:
             self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
@@ -149,12 +150,17 @@ class DecodeContext:
 
         return np.ctypeslib.as_array(self._logits(self.handle, row), shape=(n_vocab,))
 
-    def pooled(self, sequence: int, n_embd: int) -> Any:
-        """The embedding of a sequence of the last step, float32 [n_embd]; a copy."""
+    @property
+    def has_memory(self) -> bool:
+        """Whether there is KV memory; an encoder (BERT and its like) has none, and generates nothing."""
+        return bool(self._memory)
+
+    def pooled(self, sequence: int, size: int) -> Any:
+        """What the tokens of a sequence of the last step were pooled to, float32 [size]; a copy."""
         import numpy as np
 
         pointer = self._lib.llama_get_embeddings_seq(self.handle, sequence)
-        return np.ctypeslib.as_array(pointer, shape=(n_embd,)).copy()
+        return np.ctypeslib.as_array(pointer, shape=(size,)).copy()
 
     def keep_prefix(self, sequence: int, length: int) -> bool:
         """Forget a sequence's tokens from position `length` on; False if the memory cannot do that."""
@@ -195,7 +201,8 @@ class DecodeContext:
 
     def clear(self) -> None:
         """Forget every sequence."""
-        self._lib.llama_memory_clear(self._memory, False)
+        if self._memory:
+            self._lib.llama_memory_clear(self._memory, False)
 
     def close(self) -> None:
         """Free the memory; a second call does nothing."""

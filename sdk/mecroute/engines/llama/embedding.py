@@ -1,7 +1,8 @@
-"""Text embeddings from a generative model: the mean of its last hidden states."""
+"""Vectors of texts, and the relevance of documents, from a GGUF model: its last hidden states, pooled."""
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from mecroute.errors import ContextLengthError, InvalidRequestError, TierError, 
 
 
 class Embedder:
-    """Embeds texts on a context of its own, so that it never disturbs running generations' memory.
+    """Embeds texts or judges documents, on a context of its own, apart from running generations' memory.
 
     Args:
         model: the weights, which must outlive this.
@@ -35,32 +36,58 @@ class Embedder:
             model,
             n_ctx=n_ctx,
             n_seq_max=self.N_SEQUENCES,
-            # The mean is taken within a batch, so a text's tokens must all be in the same one.
+            # Tokens are pooled within a batch, so a text's tokens must all be in the same one.
             n_batch=n_ctx,
             n_outputs=n_ctx,
             n_threads=n_threads,
-            mean_pooled=True,
+            pooling=model.pooling,
         )
 
     def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[list[list[float]], int]:
         """Embed texts; see `LlamaEngine.embed`."""
+        if self._model.pooling == "rank":
+            raise InvalidRequestError(
+                f"'{self._name}' judges the relevance of documents and has no embeddings",
+                hint="ask it with POST /v1/rerank",
+                model=self._name,
+            )
         prompts = [self._model.tokenize(text) if isinstance(text, str) else tuple(text) for text in texts]
+        vectors = [_unit(vector) for vector in self._pooled(prompts, "text {} of the input")]
+        return vectors, sum(map(len, prompts))
+
+    def relevance(self, query: str, documents: Sequence[str]) -> tuple[list[float], int]:
+        """Judge documents; see `LlamaEngine.relevance`."""
+        model = self._model
+        if model.pooling != "rank":
+            raise InvalidRequestError(
+                f"'{self._name}' embeds texts and does not judge documents", hint="ask it for embeddings"
+            )
+        pairs = [model.tokenize_pair(query, document) for document in documents]
+        scores = [float(row[0]) for row in self._pooled(pairs, "the query with document {}")]
+        if not model.scores_are_probabilities:
+            scores = [
+                0.5 * (1.0 + math.tanh(0.5 * score)) for score in scores
+            ]  # a sigmoid that cannot overflow
+        return scores, sum(map(len, pairs))
+
+    def _pooled(self, prompts: Sequence[tuple[int, ...]], called: str) -> list[Any]:
+        """What each prompt is pooled to, float32 [dim]; `called` names one in errors."""
         for at, prompt in enumerate(prompts):
             if not prompt:
-                raise ContextLengthError(f"text {at} of the input is empty", hint="send at least one token")
+                raise ContextLengthError(f"{called.format(at)} is empty", hint="send at least one token")
             # llama.cpp aborts a whole batch for one token that is not in the vocabulary.
             if min(prompt) < 0 or max(prompt) >= self._model.n_vocab:
                 raise InvalidRequestError(
-                    f"text {at} of the input has a token outside the vocabulary of {self._model.n_vocab}",
+                    f"{called.format(at)} has a token outside the vocabulary of {self._model.n_vocab}",
                     hint="tokenize it with this model",
                 )
             if len(prompt) > self._n_ctx:
                 raise ContextLengthError(
-                    f"text {at} of the input has {len(prompt)} tokens, "
-                    f"and {self._name} embeds up to {self._n_ctx}",
+                    f"{called.format(at)} has {len(prompt)} tokens, "
+                    f"and {self._name} reads up to {self._n_ctx}",
                     hint="split the text into shorter ones",
                 )
-        vectors: list[list[float]] = []
+        vectors: list[Any] = []
         with self._lock:
             if self._context.handle is None:
                 raise TierUnreachableError(f"the engine of {self._name} was closed", model=self._name)
@@ -68,16 +95,14 @@ class Embedder:
             for prompt in prompts:
                 full = sum(map(len, group)) + len(prompt) > self._n_ctx
                 if full or len(group) == self.N_SEQUENCES:
-                    vectors += self._embed_group(group)
+                    vectors += self._pooled_group(group)
                     group = []
                 group.append(prompt)
             if group:
-                vectors += self._embed_group(group)
-        return vectors, sum(map(len, prompts))
+                vectors += self._pooled_group(group)
+        return vectors
 
-    def _embed_group(self, group: Sequence[tuple[int, ...]]) -> list[list[float]]:
-        import numpy as np
-
+    def _pooled_group(self, group: Sequence[tuple[int, ...]]) -> list[Any]:
         context = self._context
         context.clear()
         rows = 0
@@ -96,14 +121,18 @@ class Embedder:
                 retryable=True,
                 model=self._name,
             )
-        vectors: list[list[float]] = []
-        for sequence in range(len(group)):
-            vector: Any = context.pooled(sequence, self._model.n_embd)
-            norm = float(np.linalg.norm(vector))
-            vectors.append((vector / norm if norm > 0 else vector).tolist())
-        return vectors
+        size = self._model.n_scores if self._model.pooling == "rank" else self._model.n_embd
+        return [context.pooled(sequence, size) for sequence in range(len(group))]
 
     def close(self) -> None:
         """Free the context."""
         with self._lock:
             self._context.close()
+
+
+def _unit(vector: Any) -> list[float]:
+    import numpy as np
+
+    norm = float(np.linalg.norm(vector))
+    unit: list[float] = (vector / norm if norm > 0 else vector).tolist()
+    return unit

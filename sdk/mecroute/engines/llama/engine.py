@@ -143,6 +143,8 @@ class LlamaEngine:
         except BaseException:
             model.close()
             raise
+        #: Whether it generates text, and how it makes one vector of a text; see `Pooling`.
+        self.generates, self.pooling = lane.generates, model.pooling
         self._scheduler, self._disk = lane.scheduler, lane.disk
         #: Takes conversations out of the KV memory and in again.
         self.sessions = lane.sessions
@@ -219,6 +221,12 @@ class LlamaEngine:
             OverloadedError: the queue is full.
             TierUnreachableError: the engine is closed.
         """
+        if not self.generates:
+            raise InvalidRequestError(
+                f"'{self.name}' is an encoder, which generates no text",
+                hint=f"ask it with POST /v1/{'rerank' if self.pooling == 'rank' else 'embeddings'}",
+                model=self.name,
+            )
         if not request.prompt:
             raise InvalidRequestError("the prompt has no tokens", hint="send at least one token")
         if request.max_tokens < 1:
@@ -248,7 +256,7 @@ class LlamaEngine:
         return scheduler.submit(request)
 
     def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[list[list[float]], int]:
-        """Embed texts: the mean of the last hidden states over a text's tokens, at unit length.
+        """Embed texts: their last hidden states, pooled as the file says (else the mean), at unit length.
 
         Args:
             texts: texts, or token ids of texts; each 1 to min(n_ctx, 2048) tokens.
@@ -258,9 +266,29 @@ class LlamaEngine:
 
         Raises:
             ContextLengthError: a text is too long.
-            InvalidRequestError: a token is not in the vocabulary.
+            InvalidRequestError: a token is not in the vocabulary, or the model is a reranker.
             TierUnreachableError: the engine is closed.
         """
+        return self._embedder().embed(texts)
+
+    def relevance(self, query: str, documents: Sequence[str]) -> tuple[list[float], int]:
+        """Judge with a reranker how relevant documents are to a query.
+
+        Args:
+            query: any text.
+            documents: each, with the query, 1 to min(n_ctx, 2048) tokens.
+
+        Returns:
+            A probability (0..1) for each document, and the number of tokens read.
+
+        Raises:
+            ContextLengthError: a document is too long.
+            InvalidRequestError: the model is no reranker: its `pooling` is not `rank`.
+            TierUnreachableError: the engine is closed.
+        """
+        return self._embedder().relevance(query, documents)
+
+    def _embedder(self) -> Embedder:
         with self._lock:
             self._check_open()
             if not self._embedders:
@@ -272,7 +300,7 @@ class LlamaEngine:
                         n_threads=self.n_threads,
                     )
                 )
-        return self._embedders[0].embed(texts)
+        return self._embedders[0]
 
     def stats(self) -> EngineStats:
         """What the engine is doing, and how fast of late."""
@@ -301,7 +329,16 @@ class LlamaEngine:
         return self._disk is not None and self._disk.is_open
 
     def warm_up(self) -> None:
-        """Generate a few tokens, so that the weights are in memory and both speeds are measured."""
+        """Generate a few tokens, so that the weights are in memory and both speeds are measured.
+
+        An encoder reads a text instead.
+        """
+        if not self.generates:
+            if self.pooling == "rank":
+                self.relevance("a fox", ["a dog"])
+            else:
+                self.embed(["a fox"])
+            return
         for words in ("The quick brown fox jumps over the lazy dog. ", "Pack my box with five dozen jugs. "):
             prompt = self.tokenize(words * 12)[: max(1, min(64, self.n_ctx - 16))]
             for _ in self.submit(GenerationRequest(prompt, max_tokens=8, sampling=GREEDY)):

@@ -48,11 +48,13 @@ class Lane:
     Attributes:
         sessions: takes conversations out of the KV memory and in again.
         disk: where conversations are that have left memory; None: nowhere.
+        generates: whether the model generates text at all; a mere encoder has no KV memory, and does not.
     """
 
     scheduler: Scheduler
     sessions: Sessions
     disk: PrefixDisk | None
+    generates: bool
 
 
 def open_speculator(
@@ -116,7 +118,7 @@ def open_lane(
     sessions = Sessions(ModelFile(path), transfer, scheduler.on_engine, model.n_vocab)
     if disk is not None:
         disk.start(prepare=sessions.fit_and_layout, on_fetched=scheduler.look_again)
-    return Lane(scheduler, sessions, disk)
+    return Lane(scheduler, sessions, disk, context.has_memory)
 
 
 def open_adapter_lane(model: LlamaModel, options: LaneOptions, applied: Adapters) -> Scheduler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from mecroute.engines.llama import native
 from mecroute.engines.llama.chat_template import ChatTemplate
 from mecroute.engines.llama.gpu import GpuOptions
+from mecroute.engines.llama.pooling import gives_probabilities, pooling_of
 from mecroute.errors import InvalidModelFileError
 from mecroute_registry.gguf import read_gguf
 
@@ -51,7 +53,11 @@ class LlamaModel:
         self._lib = lib
         self.vocab = lib.llama_model_get_vocab(self.handle)
         self.n_vocab = int(lib.llama_vocab_n_tokens(self.vocab))
-        self.n_embd = int(lib.llama_model_n_embd(self.handle))
+        #: How it makes one vector of a text, how long that is, and of how many scores a judgement consists.
+        self.pooling = pooling_of(lib, self.handle, self.facts.architecture)
+        self.n_embd = int(lib.llama_model_n_embd_out(self.handle))
+        self.n_scores = int(lib.llama_model_n_cls_out(self.handle))
+        self.scores_are_probabilities = gives_probabilities(self.facts.architecture)
         self.n_ctx_train = int(lib.llama_model_n_ctx_train(self.handle))
         self.prefix_sharing: PrefixSharing = "any"
         if lib.llama_model_is_recurrent(self.handle) or lib.llama_model_is_hybrid(self.handle):
@@ -99,6 +105,24 @@ class LlamaModel:
             if count >= 0:
                 return tuple(tokens[:count])
             room = -count
+
+    def tokenize_pair(self, query: str, document: str) -> tuple[int, ...]:
+        """A query and a document as a reranker reads them: by its own prompt, or parted by its separators."""
+        lib = self._lib
+        prompt = lib.llama_model_chat_template(self.handle, b"rerank")
+        if prompt:
+            # In one pass: a query that says "{document}" means just that.
+            parts = re.split(r"(\{query\}|\{document\})", prompt.decode("utf-8", "replace"))
+            given = {"{query}": query, "{document}": document}
+            return self.tokenize("".join([given.get(part, part) for part in parts]), add_special=False)
+        eos, sep = int(lib.llama_vocab_eos(self.vocab)), int(lib.llama_vocab_sep(self.vocab))
+        end = [eos if eos >= 0 else sep] if lib.llama_vocab_get_add_eos(self.vocab) else []
+        border = [*end, sep] if lib.llama_vocab_get_add_sep(self.vocab) else end
+        bos = int(lib.llama_vocab_bos(self.vocab))
+        start = [bos] if lib.llama_vocab_get_add_bos(self.vocab) else []
+        halves = [self.tokenize(half, add_special=False, parse_special=False) for half in (query, document)]
+        ids = (*start, *halves[0], *border, *halves[1], *(end or border))
+        return tuple(token for token in ids if token >= 0)
 
     def tokenize_chat(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
