@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from pydantic import BaseModel
+
 from mecroute.errors import DeadlineExceededError, InvalidRequestError
 from mecroute.request_body import check_body
 from mecroute.requirements import Requirements
@@ -136,6 +138,16 @@ def message_text(message: Mapping[str, Any]) -> str:
     return ""
 
 
+def _plain_messages(messages: object) -> object:
+    """Messages that are objects of ours or of `openai`, an answer's own say, as the JSON that they stand for."""
+    if not isinstance(messages, list | tuple):
+        return messages
+    return [
+        message.model_dump(mode="json", exclude_none=True) if isinstance(message, BaseModel) else message
+        for message in messages
+    ]
+
+
 def ingest(
     task: Task,
     *,
@@ -150,6 +162,8 @@ def ingest(
         InvalidRequestError: the message names the field and what is wrong with it.
     """
     selector = ModelSelector.parse(model)
+    if task == "chat":
+        body = {**body, "messages": _plain_messages(body.get("messages"))}
     check_body(task, body)
     if task == "infer" and selector.name is None:
         raise InvalidRequestError("tensors are for one model only", hint="name it with model=")

@@ -81,6 +81,13 @@ def test_an_answer_says_where_it_came_from(client: Client) -> None:
     assert json.loads(json.dumps(told.to_dict()))["outcome"]["target_id"] == "mec/n1/fox:1"
 
 
+def test_an_answers_message_goes_back_into_the_conversation_as_it_is(client: Client, mec: Upstream) -> None:
+    first = client.chat.completions.create(model="auto", messages=HELLO)
+    talk = [*HELLO, first.choices[0].message, {"role": "user", "content": "And then?"}]
+    client.chat.completions.create(model="auto", messages=talk)
+    assert mec.requests[-1]["messages"][1] == {"role": "assistant", "content": SENTENCE}
+
+
 def test_a_stream_gives_openai_chunks_and_then_its_provenance(client: Client) -> None:
     stream = client.chat.completions.create(messages=HELLO, stream=True)
     chunks = list(stream)

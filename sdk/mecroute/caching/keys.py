@@ -51,8 +51,6 @@ def cache_key(request: Request) -> CacheKey | None:
     whose = {"shared": True} if asked == "shared" else {"shared": False, "user": request.user}
     whole = {"task": request.task, "model": request.model.text, "body": body, **whose}
     exact = _digest(whole)
-    if exact is None:
-        return None  # holds something that is no JSON; it cannot be told apart safely
     without, text = _without_question(request.task, body)
     if without is None or not text.strip() or len(text) > MAX_SEMANTIC_CHARS:
         return CacheKey(exact, None, "")
@@ -89,9 +87,6 @@ def _without_question(task: str, body: Mapping[str, Any]) -> tuple[dict[str, Any
     return {**body, "messages": [*messages[:-1], {**last, "content": None}]}, last["content"]
 
 
-def _digest(value: Any) -> str | None:
-    try:
-        canonical = json.dumps(value, sort_keys=True, ensure_ascii=True)
-    except (TypeError, ValueError):
-        return None
+def _digest(value: Any) -> str:
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from mecroute.engines.llama import native
 from mecroute.engines.llama.chat_template import ChatTemplate
 from mecroute.engines.llama.gpu import GpuOptions
-from mecroute.engines.llama.pooling import gives_probabilities, pooling_of
+from mecroute.engines.llama.pooling import Pooling, gives_probabilities, pooling_of
 from mecroute.errors import InvalidModelFileError
 from mecroute_registry.gguf import read_gguf
 
@@ -54,7 +54,7 @@ class LlamaModel:
         self.vocab = lib.llama_model_get_vocab(self.handle)
         self.n_vocab = int(lib.llama_vocab_n_tokens(self.vocab))
         #: How it makes one vector of a text, how long that is, and of how many scores a judgement consists.
-        self.pooling = pooling_of(lib, self.handle, self.facts.architecture)
+        self.pooling: Pooling = pooling_of(lib, self.handle, self.facts.architecture)
         self.n_embd = int(lib.llama_model_n_embd_out(self.handle))
         self.n_scores = int(lib.llama_model_n_cls_out(self.handle))
         self.scores_are_probabilities = gives_probabilities(self.facts.architecture)

@@ -10,7 +10,7 @@ Pooling = Literal["mean", "cls", "last", "rank"]
 
 #: llama.cpp's numbers, which are also those in the files.
 NUMBERS: dict[Pooling, int] = {"mean": 1, "cls": 2, "last": 3, "rank": 4}
-_NAMES = {number: name for name, number in NUMBERS.items()}
+_NAMES: dict[int, Pooling] = {number: name for name, number in NUMBERS.items()}
 #: Of these, llama.cpp gives probabilities and not logits: the first of "yes" and "no".
 _SOFTMAXED = frozenset({"qwen3", "qwen3vl"})
 
