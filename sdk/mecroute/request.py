@@ -139,7 +139,7 @@ def message_text(message: Mapping[str, Any]) -> str:
 
 
 def _plain_messages(messages: object) -> object:
-    """Messages that are objects of ours or of `openai`, an answer's own say, as the JSON that they stand for."""
+    """Message objects, ours or `openai`'s (that of an answer, say), as the JSON that they stand for."""
     if not isinstance(messages, list | tuple):
         return messages
     return [
