@@ -128,9 +128,9 @@ def test_an_idle_engine_takes_the_requests_own_time() -> None:
 def test_answers_and_prompts_slow_each_other_down() -> None:
     # The shorter prompt is first; while the longer one is computed in a step, its answer gets a token.
     assert completion_s(Work(50, 20), running=[Work(100, 1)]) == pytest.approx(0.6 + 1.1 + 19 * 0.1)
-    # A long one is computed in five slices of 32, in each of which the answer beside it gets a token.
+    # A long one is computed in slices of 100 tokens, which take 1.1 s; then the answer beside it has as long.
     ends_s = predict_completions_s([], running=[Work(0, 20), Work(160, 1)], slots=2, pace=PACE)
-    assert ends_s == pytest.approx([5 * 0.42 + 15 * 0.1, 5 * 0.42 + 0.1])
+    assert ends_s == pytest.approx([160 * 0.01 + 20 * 0.1, 160 / 100 * (1.1 + 1.1) + 0.1])
     busy = Pace(step_s=0.1, answer_s=0.05, prompt_s=0.01)
     assert completion_s(Work(0, 10), running=[Work(0, 10)], pace=busy) == pytest.approx(10 * 0.2)
 

@@ -7,9 +7,9 @@ import pytest
 
 from mecroute.engines.llama.prefill import (
     MIN_PREFILL_ROWS,
-    PREFILL_SLICE_S,
-    SHARED_PREFILL_ROWS,
     SHORT_PROMPT_TOKENS,
+    SLICE_S,
+    PrefillPace,
     left_of_prompt,
     prefill_rows,
 )
@@ -22,8 +22,8 @@ def waiting(*left: int) -> list[Any]:
     ]
 
 
-def rows(*left: int, decoding: int = 0, n_batch: int = 512, speed: float | None = None) -> int:
-    return prefill_rows(waiting(*left), decoding=decoding, n_batch=n_batch, speed=speed)
+def rows(*left: int, decoding: int = 0, n_batch: int = 512, slice_rows: int = 0) -> int:
+    return prefill_rows(waiting(*left), decoding=decoding, n_batch=n_batch, slice_rows=slice_rows)
 
 
 def test_what_is_left_of_a_prompt() -> None:
@@ -34,11 +34,9 @@ def test_what_is_left_of_a_prompt() -> None:
 def test_short_prompts_are_taken_whole_while_they_fit_together(decoding: int) -> None:
     assert rows(50, decoding=decoding) == 50
     assert rows(50, 60, decoding=decoding) == 110
-    assert rows(50, 50, 50, 50, decoding=decoding) == 100
-    assert rows(SHORT_PROMPT_TOKENS, SHORT_PROMPT_TOKENS, decoding=decoding) == SHORT_PROMPT_TOKENS
-    assert rows(50, 50, 50, 50, decoding=decoding, speed=3000.0) == 200, (
-        "as much as a slice on a fast machine"
-    )
+    assert rows(50, 50, 50, 50, 80, decoding=decoding) == 280
+    assert rows(*[100] * 6, decoding=decoding) == 500
+    assert rows(*[SHORT_PROMPT_TOKENS] * 6, decoding=0) == 4 * SHORT_PROMPT_TOKENS
 
 
 def test_a_long_prompt_has_the_whole_batch_while_nobody_generates() -> None:
@@ -51,12 +49,28 @@ def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
 
 
 def test_a_long_prompt_has_a_slice_while_others_generate() -> None:
-    assert rows(4000, decoding=3, speed=1000.0) == 1000 * PREFILL_SLICE_S
-    assert rows(4000, decoding=3, speed=10.0) == MIN_PREFILL_ROWS
-    assert rows(4000, decoding=3) == MIN_PREFILL_ROWS
-    assert rows(40, 4000, decoding=3, speed=1000.0) == 40 + 1000 * PREFILL_SLICE_S
+    assert rows(4000, decoding=3, slice_rows=200) == 200
+    assert rows(40, 4000, decoding=3, slice_rows=200) == 240
+    assert rows(40, 4000, decoding=3, slice_rows=0) == 40
+    assert rows(4000, decoding=3, slice_rows=0) == 0
+
+
+def test_those_that_generate_and_a_long_prompt_have_half_of_the_time_each() -> None:
+    pace, speed, step_s = PrefillPace(), 400.0, 0.025
+    assert pace.slice_rows(None) == MIN_PREFILL_ROWS
+    slices, steps = 0, 0
+    for _ in range(500):
+        rows = pace.slice_rows(speed)
+        if rows:
+            assert rows == SLICE_S * speed
+            pace.took(rows / speed, sliced=True)
+            slices += 1
+        else:
+            pace.took(step_s, sliced=False)
+            steps += 1
+    assert slices * SLICE_S == pytest.approx(steps * step_s, rel=0.1)
 
 
 def test_a_step_never_has_more_rows_than_a_batch() -> None:
-    assert rows(100, 4000, decoding=60, n_batch=128, speed=1e6) == 68
-    assert rows(SHARED_PREFILL_ROWS, decoding=100, n_batch=128) == 28
+    assert rows(100, 4000, decoding=60, n_batch=128, slice_rows=1000) == 68
+    assert rows(100, decoding=100, n_batch=128) == 28

@@ -21,14 +21,34 @@ def test_the_load_is_read_once_an_interval(monkeypatch: pytest.MonkeyPatch) -> N
     governor = ThreadGovernor(4)
     assert governor.threads() is None
     now, everything, own = 102.0, 58.0, 9.0
+    governor.worked()
     # In two seconds all processes used 8 CPU seconds, this one 4 of them: others keep 2 of 4 cores busy.
     assert governor.threads() == 2
     assert governor.threads() is None
     now, everything, own = 104.0, 60.0, 11.0
+    governor.worked()
+    assert governor.threads() == 4
+
+
+def test_what_others_did_during_a_pause_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, everything, own = 100.0, 50.0, 5.0
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr(ThreadGovernor, "_read", lambda _: (now, everything, own))
+    governor = ThreadGovernor(4)
+    governor.worked()
+    now, everything = 110.0, 90.0
+    assert governor.threads() is None
+    governor.worked()
+    # Soon after it the load is looked at: all of one second's four cores went to this process.
+    now, everything, own = 111.0, 94.0, 9.0
+    governor.worked()
     assert governor.threads() == 4
 
 
 def test_the_load_of_this_machine_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mecroute.engines.llama.threads.INTERVAL_S", 0.0)
-    assert ThreadGovernor(2).threads() in (1, 2)
+    governor = ThreadGovernor(2)
+    governor.worked()
+    assert governor.threads() in (1, 2)
     assert ThreadGovernor(1).threads() is None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mecroute.engines.llama.pace import Pace
-from mecroute.engines.llama.prefill import MIN_PREFILL_ROWS, PREFILL_SLICE_S, SHORT_PROMPT_TOKENS
+from mecroute.engines.llama.prefill import MIN_PREFILL_ROWS, SHORT_PROMPT_TOKENS, SLICE_S
 from mecroute.errors import DeadlineExceededError, OverloadedError
 
 #: Tokens of an answer before any has been completed: short, so that nobody is refused on a guess.
@@ -137,7 +137,9 @@ def predict_completions_s(
         if prompt is not None:
             slice_tokens = prompt.prefill
             if answers and slice_tokens > SHORT_PROMPT_TOKENS:
-                slice_tokens = max(MIN_PREFILL_ROWS, PREFILL_SLICE_S / pace.prompt_s)
+                # After a slice, those that generate have as long: so much of it falls to each step of both.
+                whole = min(slice_tokens, max(MIN_PREFILL_ROWS, SLICE_S / pace.prompt_s))
+                slice_tokens = whole / (1 + pace.of_step(len(answers), whole) / pace.of_step(len(answers)))
             steps = prompt.prefill / slice_tokens
         steps = min([steps, *(one.decode for one in answers)])
         now_s += steps * pace.of_step(len(answers), slice_tokens)

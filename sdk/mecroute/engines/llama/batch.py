@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Line
 
 from mecroute.engines.llama.context import DecodeContext
-from mecroute.engines.llama.prefill import left_of_prompt, prefill_rows
+from mecroute.engines.llama.prefill import SHORT_PROMPT_TOKENS, left_of_prompt, prefill_rows
 from mecroute.engines.llama.sequence import PREFILLING, Sequence
 
 
@@ -15,70 +15,89 @@ class Batch:
     Args:
         context: it has room for a row of every running sequence, and for their drafts.
         running: at least one.
-        prefill_speed: measured prompt tokens per second, or None.
+        slice_rows: how many rows a long prompt may have while others generate.
 
     Attributes:
         rows: how many there are.
-        generating: sequences that generate; their rows are the first.
-        decoding: how many rows those are, drafts included.
+        generating: how many sequences generate.
+        decoding: how many rows those have, drafts included.
+        sliced: whether a part of a long prompt is among them, and others generate.
         choices: sequences that get a token from this step, each with the row whose logits it is chosen from;
             those that generate are the first. The rows of a draft follow that one.
 
     Not thread-safe.
     """
 
-    __slots__ = ("_prefills", "choices", "decoding", "generating", "rows")
+    __slots__ = ("_complete", "_prefills", "choices", "decoding", "generating", "rows", "sliced")
 
     def __init__(
-        self, context: DecodeContext, running: Line[Sequence], *, prefill_speed: float | None
+        self,
+        context: DecodeContext,
+        running: Line[Sequence],
+        *,
+        slice_rows: int,
     ) -> None:
-        self.choices: list[tuple[Sequence, int]] = []
         self._prefills: list[tuple[Sequence, int]] = []
-        tokens, positions = context.tokens, context.positions
-        sequences, wants_logits = context.sequences, context.wants_logits
-        rows = 0
-        for sequence in running:
-            if sequence.next_token != PREFILLING:
-                slot = sequence.slot
-                self.choices.append((sequence, rows))
-                for position, token in enumerate((sequence.next_token, *sequence.draft), len(slot.tokens)):
-                    tokens[rows] = token
-                    positions[rows] = position
-                    sequences[rows] = slot.id
-                    wants_logits[rows] = 1
-                    rows += 1
-        self.generating = len(self.choices)
-        self.decoding = self.rows = rows
+        generating = [sequence for sequence in running if sequence.next_token != PREFILLING]
+        self.generating = len(generating)
+        self.decoding = self.generating + sum(len(sequence.draft) for sequence in generating)
         if self.generating < len(running):
             waiting = [sequence for sequence in running if sequence.next_token == PREFILLING]
-            self._add_prompts(context, waiting, prefill_speed)
-
-    def _add_prompts(
-        self, context: DecodeContext, waiting: list[Sequence], prefill_speed: float | None
-    ) -> None:
-        # The shortest first: they are not held up by a long one, which has its own share of the step.
-        waiting.sort(key=left_of_prompt)
-        rows = self.rows
-        limit = rows + prefill_rows(
-            waiting, decoding=self.decoding, n_batch=context.n_batch, speed=prefill_speed
+            # The shortest first: they are not held up by a long one, which has its own share of the step.
+            waiting.sort(key=left_of_prompt)
+            rows = prefill_rows(
+                waiting,
+                decoding=self.decoding,
+                n_batch=context.n_batch,
+                slice_rows=slice_rows,
+            )
+            self._share_out(waiting, rows)
+        self.sliced = self.decoding > 0 and any(
+            left_of_prompt(sequence) > SHORT_PROMPT_TOKENS for sequence, _ in self._prefills
         )
+        self._complete: list[tuple[Sequence, int]] = []
+        parts = [(sequence, 0) for sequence in generating] + self._prefills
+        # llama.cpp computes sequences with streams of their own together if their ids come in a row.
+        parts.sort(key=_slot_id)
+        self.choices: list[tuple[Sequence, int]] = []
+        self.rows = 0
+        for sequence, count in parts:
+            if count:
+                self._add_prompt(context, sequence, count)
+            else:
+                self._add_next(context, sequence)
+        self.choices += self._complete
+
+    def _share_out(self, waiting: list[Sequence], rows: int) -> None:
         for sequence in waiting:
-            if rows >= limit:
+            if rows <= 0:
                 break
-            slot, prompt = sequence.slot, sequence.prompt
-            done = len(slot.tokens)
-            count = min(len(prompt) - done, limit - rows)
-            end = rows + count
-            context.tokens[rows:end] = prompt[done : done + count]
-            context.positions[rows:end] = range(done, done + count)
-            context.sequences[rows:end] = slot.id
-            context.wants_logits[rows:end] = 0
+            count = min(left_of_prompt(sequence), rows)
             self._prefills.append((sequence, count))
-            if done + count == len(prompt):
-                context.wants_logits[end - 1] = 1
-                self.choices.append((sequence, end - 1))
-            rows = end
-        self.rows = rows
+            rows -= count
+
+    def _add_next(self, context: DecodeContext, sequence: Sequence) -> None:
+        slot, row = sequence.slot, self.rows
+        self.choices.append((sequence, row))
+        for position, token in enumerate((sequence.next_token, *sequence.draft), len(slot.tokens)):
+            context.tokens[row] = token
+            context.positions[row] = position
+            context.sequences[row] = slot.id
+            context.wants_logits[row] = 1
+            row += 1
+        self.rows = row
+
+    def _add_prompt(self, context: DecodeContext, sequence: Sequence, count: int) -> None:
+        slot, prompt, row = sequence.slot, sequence.prompt, self.rows
+        done, end = len(slot.tokens), row + count
+        context.tokens[row:end] = prompt[done : done + count]
+        context.positions[row:end] = range(done, done + count)
+        context.sequences[row:end] = slot.id
+        context.wants_logits[row:end] = 0
+        if done + count == len(prompt):
+            context.wants_logits[end - 1] = 1
+            self._complete.append((sequence, end - 1))
+        self.rows = end
 
     @property
     def prefilled(self) -> int:
@@ -88,7 +107,7 @@ class Batch:
     @property
     def prompts_complete(self) -> list[Sequence]:
         """Sequences whose whole prompt is in memory after this step, and was not before."""
-        return [sequence for sequence, _ in self.choices[self.generating :]]
+        return [sequence for sequence, _ in self._complete]
 
     def decoded(self) -> None:
         """Note in the slots what the memory holds after the step has succeeded, drafts included."""
@@ -97,3 +116,7 @@ class Batch:
         for sequence, count in self._prefills:
             done = len(sequence.slot.tokens)
             sequence.slot.tokens.extend(sequence.prompt[done : done + count])
+
+
+def _slot_id(part: tuple[Sequence, int]) -> int:
+    return part[0].slot.id

@@ -40,6 +40,7 @@ class TokenChooser:
         self._gaps = gaps
         self._speculator = speculator
         self._pieces: dict[int, bytes | None] = {}
+        self._most_likely: dict[int, int] = {}
 
     def choose(self, batch: Batch) -> tuple[list[Sequence], int]:
         """Give every sequence of a decoded batch its token, and more where its draft was right; wake readers.
@@ -49,6 +50,8 @@ class TokenChooser:
         """
         finished: list[Sequence] = []
         chosen = 0
+        greedy = any(sequence.sampler.is_greedy for sequence, _ in batch.choices)
+        self._most_likely = self._context.most_likely() if greedy else {}
         for at, (sequence, row) in enumerate(batch.choices):
             speculates = self._speculator is not None and at < batch.generating
             tokens, complete = self._choose_run(sequence, row) if speculates else self._choose(sequence, row)
@@ -85,7 +88,9 @@ class TokenChooser:
     def _choose(self, sequence: Sequence, row: int) -> tuple[int, bool]:
         """Choose one token; returns how many (0: it failed), and whether the answer is complete."""
         context, sampler = self._context, sequence.sampler
-        if sampler.constrained is None:
+        if sampler.is_greedy:
+            token = self._most_likely[row]
+        elif sampler.constrained is None:
             token = context.sample(sampler.handle, row)
         else:
             try:

@@ -8,7 +8,6 @@ from pathlib import Path
 from mecroute.engines.llama.context import DecodeContext
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.radix import common_prefix
-from mecroute.engines.llama.sampling import GREEDY, Sampler
 from mecroute.errors import InvalidModelFileError
 
 #: Tokens that the draft model reads of a prompt at one step of the large one, so that the others do not wait.
@@ -61,7 +60,6 @@ class DraftModel:
         except BaseException:
             self._model.close()
             raise
-        self._sampler = Sampler(GREEDY, self._model.n_vocab, ())
         self._held: list[list[int]] = [[] for _ in range(n_sequences)]
 
     def _check(self, target: LlamaModel) -> None:
@@ -113,7 +111,8 @@ class DraftModel:
                 self._forget_all()
                 return [[] for _ in wanted]
             rows, going_on = 0, []
-            chosen = [(at, context.sample(self._sampler.handle, row)) for at, row in active]
+            likely = context.most_likely() if active else {}
+            chosen = [(at, likely[row]) for at, row in active]
             for at, token in chosen:
                 sequence, _, count = wanted[at]
                 drafts[at].append(token)
@@ -140,6 +139,5 @@ class DraftModel:
 
     def close(self) -> None:
         """Free context and weights; a second call does nothing."""
-        self._sampler.close()
         self._context.close()
         self._model.close()

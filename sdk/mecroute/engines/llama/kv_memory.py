@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from mecroute.engines.llama.kv_slot import Slot, cells_of
 from mecroute.engines.llama.model import PrefixSharing
-from mecroute.engines.llama.radix import RadixTree
+from mecroute.engines.llama.radix import RadixTree, common_prefix
 
 #: llama.cpp's LLAMA_MAX_SEQ.
 MAX_SEQUENCES = 256
@@ -17,6 +17,11 @@ _CACHED_SEQUENCES = 64
 _SHORT_CONVERSATION_TOKENS = 64
 #: A beginning that another request is computing is waited for if that saves at least so many tokens.
 MIN_AWAITED_TOKENS = 64
+#: With streams a beginning is taken over by copying its whole sequence. To copy a token takes far less than
+#: to compute one: so many that are wanted to one that is copied at least.
+_MIN_COPIED_SHARE = 0.02
+#: A longer conversation does not change its place, which is to copy it twice.
+MAX_MOVED_TOKENS = 4096
 
 
 def sequences_for(n_parallel: int, kv_tokens: int) -> int:
@@ -53,8 +58,16 @@ class SequenceMemory(Protocol):
         """See `DecodeContext.keep_prefix`."""
         ...
 
-    def share_prefix(self, source: int, target: int, length: int) -> None:
+    def share_prefix(self, source: int, target: int, length: int) -> bool:
         """See `DecodeContext.share_prefix`."""
+        ...
+
+    def read_state(self, sequence: int) -> memoryview:
+        """See `DecodeContext.read_state`."""
+        ...
+
+    def write_state(self, sequence: int, state: memoryview) -> bool:
+        """See `DecodeContext.write_state`."""
         ...
 
     def clear(self) -> None:
@@ -86,17 +99,20 @@ class Match(NamedTuple):
 class KvMemory:
     """Sequences of the KV memory: some belong to running requests, the others are a cache of what ended.
 
-    What a conversation shares with another one lies in the same cells. What is idle is forgotten, the least
-    recently used first, where its room or its sequence is needed, and never what a request runs on.
+    What a conversation shares with another one lies in the same cells, or with streams, where each sequence
+    has cells of its own, is copied. What is idle is forgotten, the least recently used first, where its room
+    or its sequence is needed, and never what a request runs on.
 
     Args:
         context: the memory itself.
         n_slots: its sequences; more than ever run at a time.
         kv_tokens: its cells.
         sharing: what of a sequence another one can take over.
+        streams: whether each sequence has as many of the cells as a request may need for itself.
 
     Attributes:
         kv_tokens: its cells.
+        streams: see above.
         max_idle_tokens: cells that may be kept for what is idle alone; None: all that are free.
         slots: all sequences.
         evictions: how many times an idle sequence was forgotten for its room or its place.
@@ -112,10 +128,12 @@ class KvMemory:
         n_slots: int,
         kv_tokens: int,
         sharing: PrefixSharing,
+        streams: bool = False,
     ) -> None:
         self._context = context
         self.kv_tokens = kv_tokens
         self._sharing = sharing
+        self.streams = streams
         self.max_idle_tokens: int | None = None
         self._tree: RadixTree[Slot] = RadixTree()
         self.slots = [Slot(number) for number in range(n_slots)]
@@ -144,6 +162,8 @@ class KvMemory:
                     awaited, coming = slot, depth
                 usable = min(held, depth)
                 if not usable or (self._sharing == "whole" and usable < held):
+                    continue
+                if self.streams and usable < _MIN_COPIED_SHARE * held:
                     continue
                 # Of two that hold as much: one that can be taken over as it is, then the one used last.
                 rank = usable, usable == held and not slot.busy, slot.last_used
@@ -188,6 +208,8 @@ class KvMemory:
         source, length, _, _ = self.find(prompt)
         if source is not None and not source.busy and len(source.tokens) == length:
             slot = source
+        elif self.streams:
+            slot = self._stream_for(prompt, source, length)
         else:
             slot = self._idle_slot(other_than=source)
             if slot is source:
@@ -197,6 +219,8 @@ class KvMemory:
                 if source is not None:
                     self._context.share_prefix(source.id, slot.id, length)
                     slot.share(source, length)
+        if self.streams:
+            self._bring_near(slot)
         slot.busy, slot.session = True, session
         slot.name(keys, len(prompt))
         self._use(slot)
@@ -240,6 +264,8 @@ class KvMemory:
             cells: how many are needed.
             keep_idle: also forget until no more than these are held by idle sequences alone.
         """
+        if self.streams:  # every sequence has the cells it may need
+            return any(not slot.busy for slot in self.slots)
         while self.kv_tokens - self.used_tokens() < cells or (
             keep_idle is not None and self.used_tokens() - self.pinned_tokens() > keep_idle
         ):
@@ -259,6 +285,26 @@ class KvMemory:
         """Drop what an idle sequence holds."""
         self._forget(slot)
         self._settle()
+
+    def swap_ids(self, slot: Slot, idle: Slot) -> bool:
+        """Let a sequence and an idle one change places; False if the first one cannot be copied.
+
+        Neither loses what it holds, unless llama.cpp does not take the idle one's back.
+        """
+        context = self._context
+        held = context.read_state(idle.id) if idle.tokens else None
+        if held is not None:
+            context.keep_prefix(idle.id, 0)
+        moved = not slot.tokens or context.write_state(idle.id, context.read_state(slot.id))
+        if moved:
+            if slot.tokens:
+                context.keep_prefix(slot.id, 0)
+            slot.id, idle.id = idle.id, slot.id
+        if held is not None and not context.write_state(idle.id, held):
+            self._tree.discard(idle)
+            idle.clear()
+        self._settle()
+        return moved
 
     def clear(self) -> None:
         """Forget everything; requests that ran have ended."""
@@ -290,11 +336,43 @@ class KvMemory:
                         self._forget(slot)
                         break
 
+    def _stream_for(self, prompt: Sequence[int], source: Slot | None, length: int) -> Slot:
+        """An idle sequence; it holds the first `length` tokens of a prompt, as `source` does, and no more."""
+        idle = [slot for slot in self.slots if not slot.busy]
+        slot = min((one for one in idle if not one.tokens), key=_id, default=None) or min(idle, key=_use)
+        # One that begins with them itself only has to be cut.
+        held = length if length and common_prefix(slot.tokens, list(prompt)) >= length else 0
+        if len(slot.tokens) > held:
+            self.evictions += 1
+            self.on_evict(slot)
+        if not held or not self._context.keep_prefix(slot.id, held):
+            self._forget(slot)
+            held = 0
+            if source is not None and source is not slot:
+                held = length if self._context.share_prefix(source.id, slot.id, length) else 0
+        slot.clear()
+        slot.tokens = list(prompt[:held])
+        slot.cut(held)
+        return slot
+
+    def _bring_near(self, slot: Slot) -> None:
+        """Give an idle sequence an id in a row with those that run; see `KvLineup`."""
+        ids = [one.id for one in self.slots if one.busy]
+        if not ids or len(slot.tokens) > MAX_MOVED_TOKENS:
+            return
+        first, last = min(ids), max(ids)
+        near = [one for one in self.slots if not one.busy and first - 1 <= one.id <= last + 1]
+        if slot in near or not near:
+            return
+        other = min(near, key=lambda one: (not first < one.id < last, len(one.tokens)))
+        if len(other.tokens) <= MAX_MOVED_TOKENS:
+            self.swap_ids(slot, other)
+
     def _idle_slot(self, *, other_than: Slot | None) -> Slot:
         idle = [slot for slot in self.slots if not slot.busy]
-        for slot in idle:
-            if not slot.tokens:
-                return slot
+        empty = min((slot for slot in idle if not slot.tokens), key=_id, default=None)
+        if empty is not None:
+            return empty
         victim = min((slot for slot in idle if slot is not other_than), key=_use, default=None)
         if victim is None:
             assert other_than is not None
@@ -334,6 +412,10 @@ class KvMemory:
 
 def _use(slot: Slot) -> int:
     return slot.last_used
+
+
+def _id(slot: Slot) -> int:
+    return slot.id
 
 
 def _may_stand_for(longer: Slot, shorter: Slot) -> bool:

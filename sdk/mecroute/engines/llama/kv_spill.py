@@ -11,9 +11,9 @@ from mecroute.engines.llama.prefix_disk import Fetch, PrefixDisk
 from mecroute.engines.llama.prefix_ram import PrefixRam, Taken
 from mecroute.errors import MecrouteError
 
-#: Cells that idle conversations may keep in the KV memory while there is another place for them. Attention
-#: runs over every cell in use, also those of others: on a model of 135 million parameters 1,400 idle cells
-#: made a lone answer 5 to 9% slower than 200 did, and to bring 500 tokens back takes 2 ms.
+#: Cells that idle conversations may keep in a KV memory without streams while there is another place for
+#: them. Attention runs over every cell in use, also those of others: on a model of 135 million parameters
+#: 1,400 idle cells made a lone answer 5 to 9% slower than 200 did, and to bring 500 tokens back takes 2 ms.
 MAX_IDLE_TOKENS = 256
 
 
@@ -49,7 +49,8 @@ class KvSpill:
             return
         self._memory.on_evict = self._keep
         self._ram.on_drop = self._drop
-        self._memory.max_idle_tokens = MAX_IDLE_TOKENS
+        if not self._memory.streams:
+            self._memory.max_idle_tokens = MAX_IDLE_TOKENS
 
     @property
     def disk_hits(self) -> int:

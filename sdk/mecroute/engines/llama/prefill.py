@@ -6,41 +6,66 @@ from collections.abc import Sequence as Line
 
 from mecroute.engines.llama.sequence import Sequence
 
-#: While others are generating, a step's share of prompt is what takes about this long, so that a long
-#: prompt slows their tokens down but never stops them.
-PREFILL_SLICE_S = 0.1
-#: What is left of a prompt is computed at once when it is this short: slicing it would only put decoding
-#: steps in between.
+#: What is left of a prompt is computed at once when it is this short, together with all others like it that
+#: came meanwhile: slicing them would only put decoding steps in between, with fewer rows than there could be.
 SHORT_PROMPT_TOKENS = 128
-#: Several prompts share a step up to so many rows, or a slice where that is more. On a processor more rows
-#: take no less time each, the first prompt would wait for the last, and attention looks at the cells of all
-#: sequences in the step.
-SHARED_PREFILL_ROWS = 128
+#: While others generate, a long prompt has slices that take about so long, and between two of them those
+#: that generate have as long: they keep half their speed, and few of their tokens come late. Smaller slices
+#: in every step would delay every token.
+SLICE_S = 1.0
 #: Never fewer, so that a prompt gets on even while many others generate on a slow machine.
 MIN_PREFILL_ROWS = 32
 
 
-def prefill_rows(waiting: Line[Sequence], *, decoding: int, n_batch: int, speed: float | None) -> int:
-    """How many prompt tokens a step may have: some whole short prompts, and a slice of a longer one.
+class PrefillPace:
+    """Shares the time between those that generate and prompts too long for one step.
+
+    One thread uses it.
+    """
+
+    def __init__(self) -> None:
+        self._owed_s = 0.0
+
+    def slice_rows(self, speed: float | None) -> int:
+        """How many rows a long prompt may have in a step in which others generate; 0: it is their turn.
+
+        Args:
+            speed: measured prompt tokens per second, or None.
+        """
+        if self._owed_s > 0:
+            return 0
+        return max(MIN_PREFILL_ROWS, int(speed * SLICE_S) if speed else 0)
+
+    def took(self, seconds: float, *, sliced: bool) -> None:
+        """Note a step in which some generated.
+
+        Args:
+            seconds: it took.
+            sliced: whether it had a slice of a long prompt.
+        """
+        self._owed_s = seconds if sliced else max(0.0, self._owed_s - seconds)
+
+
+def prefill_rows(waiting: Line[Sequence], *, decoding: int, n_batch: int, slice_rows: int) -> int:
+    """How many prompt tokens a step may have: the short prompts, whole, and a slice of a longer one.
 
     Args:
         waiting: sequences whose prompts are not computed yet, the shortest rest first; at least one.
         decoding: rows that the step has for sequences that generate.
         n_batch: rows a step may have.
-        speed: measured prompt tokens per second, or None.
+        slice_rows: how many of them a long prompt may have, if others generate.
     """
     most = n_batch - decoding
-    part = int(speed * PREFILL_SLICE_S) if speed else 0
     left = [left_of_prompt(sequence) for sequence in waiting]
     if not decoding and left[0] > SHORT_PROMPT_TOKENS:
         return most
     rows = 0
     for tokens in left:
-        if tokens > SHORT_PROMPT_TOKENS or (rows and rows + tokens > max(SHARED_PREFILL_ROWS, part)):
+        if tokens > SHORT_PROMPT_TOKENS or (rows and rows + tokens > most):
             break
         rows += tokens
     if left[-1] > SHORT_PROMPT_TOKENS and decoding:
-        rows += max(MIN_PREFILL_ROWS, part)
+        rows += slice_rows
     return min(most, rows)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from mecroute.engines.llama.awaiting import DISK_PATIENCE_S, Awaiting, Computing
 from mecroute.engines.llama.generation import Generation
+from mecroute.engines.llama.kv_lineup import KvLineup
 from mecroute.engines.llama.kv_memory import KvMemory, Resident
 from mecroute.engines.llama.kv_slot import Slot
 from mecroute.engines.llama.kv_spill import KvSpill
@@ -33,6 +34,7 @@ class Residency:
     def __init__(self, memory: KvMemory, spill: KvSpill) -> None:
         self.memory = memory
         self.spill = spill
+        self._lineup = KvLineup(memory)
         self._awaiting: list[Awaiting] = []
 
     @property
@@ -93,6 +95,10 @@ class Residency:
         for sequence in running:
             wanted += _MAX_DECODE_ROWS if sequence.next_token != PREFILLING else left_of_prompt(sequence)
         self.memory.make_room(min(wanted, n_batch))
+
+    def line_up(self, running: Iterable[Sequence]) -> None:
+        """See that sequences which generate are computed together; see `KvLineup`."""
+        self._lineup.tidy([one.slot for one in running if one.next_token != PREFILLING])
 
     def expire(self, now: float) -> list[Generation]:
         """Take out those whose deadline has passed.

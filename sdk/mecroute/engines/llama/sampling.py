@@ -45,6 +45,11 @@ class SamplingParams:
         """Whether earlier tokens change the choice."""
         return bool(self.frequency_penalty or self.presence_penalty) or self.repeat_penalty != 1.0
 
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether the choice is the most likely token as the model has it."""
+        return self.temperature <= 0 and not self.has_penalties and not self.logit_bias
+
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -61,11 +66,12 @@ class Sampler:
 
     Attributes:
         constrained: chooses tokens where there is a grammar; None without one.
+        is_greedy: whether it is the most likely token that is chosen, whatever came before.
 
     Not thread-safe. `close` must be called.
     """
 
-    __slots__ = ("_lib", "constrained", "handle")
+    __slots__ = ("_lib", "constrained", "handle", "is_greedy")
 
     def __init__(
         self,
@@ -76,6 +82,7 @@ class Sampler:
     ) -> None:
         lib: Any = native.llama()
         self._lib = lib
+        self.is_greedy = params.is_plain_greedy and grammar is None
         chain_params = lib.llama_sampler_chain_default_params()
         chain_params.no_perf = True
         chain = lib.llama_sampler_chain_init(chain_params)

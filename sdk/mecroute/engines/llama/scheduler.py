@@ -19,6 +19,7 @@ from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.kv_memory import Resident
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.pace import MEASURABLE_PREFILL_ROWS, PaceMeter
+from mecroute.engines.llama.prefill import PrefillPace
 from mecroute.engines.llama.rates import Rate
 from mecroute.engines.llama.request_queue import FairQueue
 from mecroute.engines.llama.residency import Residency
@@ -91,6 +92,7 @@ class Scheduler:
         self._chooser = TokenChooser(model, context, self._gaps, speculator=speculator)
         self._speculator = speculator
         self._step_count = 0
+        self._slices = PrefillPace()
         self._prefill_rate = Rate()
         self._decode_rate = Rate()
         self._pace = PaceMeter()
@@ -326,6 +328,7 @@ class Scheduler:
                 self._admit()
                 if self._running:
                     self._residency.make_room(self._running, self._context.n_batch)
+                    self._residency.line_up(self._running)
                     return True
                 self._changed.wait(self._residency.patience_s)
 
@@ -382,7 +385,8 @@ class Scheduler:
         self._step_count += 1
         if self._speculator is not None:
             self._speculator.draft(self._running)
-        batch = Batch(self._context, self._running, prefill_speed=self._prefill_rate.per_s)
+        slice_rows = self._slices.slice_rows(self._prefill_rate.per_s)
+        batch = Batch(self._context, self._running, slice_rows=slice_rows)
         started_at = time.perf_counter()
         status = self._context.decode(batch.rows)
         if status != 0:
@@ -417,6 +421,7 @@ class Scheduler:
 
     def _measure(self, batch: Batch, chosen: int, finished: int, took_s: float) -> None:
         if batch.generating:
+            self._slices.took(took_s, sliced=batch.sliced)
             first_tokens = len(batch.choices) - batch.generating
             self._decode_rate.add((chosen - first_tokens) / batch.generating, took_s)
             if self._speculator is not None and not batch.prefilled:

@@ -7,6 +7,10 @@ import time
 
 #: How often the machine's load is looked at; reading it costs 0.1 ms.
 INTERVAL_S = 1.0
+#: After a pause of this length the load is looked at anew: what others did meanwhile says nothing about now.
+PAUSE_S = 0.1
+#: And for the first time so long after it.
+FIRST_INTERVAL_S = 0.2
 
 
 class ThreadGovernor:
@@ -26,6 +30,8 @@ class ThreadGovernor:
         self._most = most
         self._cpus = os.cpu_count() or most
         self._at, self._all, self._own = self._read()
+        self._due = self._worked_at = self._at
+        self._due += INTERVAL_S
 
     def _read(self) -> tuple[float, float, float]:
         """Now, and the CPU seconds that everything and this process have used."""
@@ -41,12 +47,23 @@ class ThreadGovernor:
 
     def threads(self) -> int | None:
         """How many threads to use from now on, or None to go on as before."""
-        if self._most == 1 or time.monotonic() - self._at < INTERVAL_S:
+        if self._most == 1:
+            return None
+        now = time.monotonic()
+        if now - self._worked_at > PAUSE_S:
+            self._at, self._all, self._own = self._read()
+            self._due = self._at + FIRST_INTERVAL_S
+        if now < self._due:
             return None
         at, everything, own = self._read()
+        self._due = at + INTERVAL_S
         others = ((everything - self._all) - (own - self._own)) / (at - self._at)
         self._at, self._all, self._own = at, everything, own
         return cores_left(self._cpus - others, self._most)
+
+    def worked(self) -> None:
+        """A step has ended."""
+        self._worked_at = time.monotonic()
 
 
 def cores_left(free: float, most: int) -> int:
