@@ -11,6 +11,7 @@ from mecroute_cli.commands import (
     bench,
     budgets,
     cache,
+    cascade,
     chat,
     config,
     decisions,
@@ -102,6 +103,7 @@ def build_app() -> typer.Typer:
     add(route.route, "route", ROUTE, route.EXAMPLES)
     add(simulate.simulate, "simulate", ROUTE, simulate.EXAMPLES)
     add_noun(cache.build(), "cache", ROUTE)
+    add_noun(cascade.build(), "cascade", ROUTE)
     add_noun(decisions.build(), "decisions", ROUTE)
     add_noun(learned.build(), "learned", ROUTE)
     add(budgets.budgets, "budgets", ROUTE, budgets.EXAMPLES)

@@ -60,3 +60,7 @@ Policy = Annotated[
     typer.Option("--policy", metavar="NAME", help="How the factors are weighed; default: as configured."),
 ]
 Zone = Annotated[str | None, typer.Option("--zone", metavar="ZONE", help="Where the user is.")]
+Cascade = Annotated[
+    bool | None,
+    typer.Option("--cascade/--no-cascade", help="Judge a nearby answer first; default: as configured."),
+]

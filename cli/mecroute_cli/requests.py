@@ -34,6 +34,7 @@ def requirements(
     deadline_ms: float | None,
     policy: str | None = None,
     zone: str | None = None,
+    cascade: bool | None = None,
 ) -> Requirements:
     """The requirements that the flags state."""
     from mecroute import Requirements
@@ -47,4 +48,5 @@ def requirements(
         deadline_ms=deadline_ms,
         policy=policy,
         zone=zone,
+        cascade=cascade,
     )

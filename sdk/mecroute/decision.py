@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
+from mecroute.cascade.plan import CascadePlan
 from mecroute.context import RequestFeatures
 from mecroute.requirements import Requirements
 from mecroute.target import Target
@@ -224,6 +225,7 @@ class Decision:
         explored: whether the primary was put first to learn about it, and not for its score.
         notes: what else bore on the whole decision.
         explorable: ids of the targets that exploring could have put first instead of the best one.
+        cascade: what is planned where the primary's answer is to be judged, with the figures of both stages.
     """
 
     request_id: str
@@ -240,6 +242,7 @@ class Decision:
     explored: bool = False
     notes: tuple[str, ...] = ()
     explorable: tuple[str, ...] = ()
+    cascade: CascadePlan | None = None
 
     @property
     def primary(self) -> Candidate | None:
@@ -269,7 +272,22 @@ class Decision:
             "propensity": self.propensity,
             "explored": self.explored,
             "notes": list(self.notes),
+            "cascade": self.cascade.to_dict() if self.cascade is not None else None,
         }
+
+    def without_cascade(self, why: str) -> Decision:
+        """The decision as it would be had no cascade been planned, with a note that says why."""
+        if self.cascade is None:
+            return self
+        instead = self.cascade.instead
+        left = sorted(self.candidates, key=lambda c: (c.target.id != instead, -c.scores.total))
+        return replace(
+            self,
+            candidates=tuple(left),
+            cascade=None,
+            choice=f"chosen {left[0].target.id}" if left else "no target is left",
+            notes=(*self.notes, f"no cascade: {why}"),
+        )
 
     def outline(self) -> list[str]:
         """What the decision started from: the request's features, the requirements, the weighting."""
@@ -292,6 +310,8 @@ class Decision:
                 f"hedge: {self.hedge_to} is asked as well after {self.hedge_after_ms:.0f} ms "
                 "without an answer"
             )
+        if self.cascade is not None:
+            lines += self.cascade.told()
         return [*lines, *self.notes]
 
     def explain(self) -> str:

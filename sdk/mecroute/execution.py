@@ -53,7 +53,7 @@ FAILOVER = (
 
 
 @dataclass(slots=True)
-class _Whole:
+class Whole:
     """A whole answer and the segment it is."""
 
     body: dict[str, Any]
@@ -102,6 +102,8 @@ class Execution:
         self._delivered_tokens = 0
         #: Whether what was delivered cannot be continued elsewhere: tool calls, or several answers at once.
         self._is_unjoinable = False
+        #: Answers that were paid for and not delivered: whose, and their prompt and output tokens.
+        self.set_aside: list[tuple[Candidate, int, int]] = []
 
     @property
     def last(self) -> Candidate:
@@ -128,7 +130,7 @@ class Execution:
     def ttft_ms(self) -> float | None:
         """From the first call to the first text, over every attempt; None where no text was streamed."""
         for segment in self.segments:
-            if segment.ttft_ms is not None and segment.overtaken_by is None:
+            if segment.ttft_ms is not None and segment.overtaken_by is None and segment.escalated_to is None:
                 return segment.begun_ms + segment.ttft_ms
         return None
 
@@ -150,13 +152,17 @@ class Execution:
                 found = await self._whole(index)
             if found is None:
                 continue
-            segment = found.segment
-            usage = found.body.get("usage") or {}
-            segment.output_tokens = int(usage.get("completion_tokens") or 0)
-            segment.ttft_ms = _reported_ttft_ms(found.body)
-            self._answered(segment)
+            self._taken(found)
             return found.body
         raise self._all_failed()
+
+    def _taken(self, found: Whole) -> None:
+        """A whole answer is there."""
+        segment = found.segment
+        usage = found.body.get("usage") or {}
+        segment.output_tokens = int(usage.get("completion_tokens") or 0)
+        segment.ttft_ms = _reported_ttft_ms(found.body)
+        self._answered(segment)
 
     async def stream(self) -> AsyncGenerator[dict[str, Any]]:
         """The answer as chunks; when a target is lost the next one goes on from the delivered text.
@@ -200,8 +206,14 @@ class Execution:
             index = next(i for i in range(index + 1) if i not in self._failed)
         return index if index < len(self.decision.candidates) else None
 
-    async def _whole(self, index: int, *, hedge: bool = False) -> _Whole | None:
-        """One target's answer; None where it failed and another may do better."""
+    async def _whole(
+        self, index: int, *, hedge: bool = False, body: Mapping[str, Any] | None = None
+    ) -> Whole | None:
+        """One target's answer; None where it failed and another may do better.
+
+        Args:
+            body: what is asked; default: what the caller did.
+        """
         candidate = self.decision.candidates[index]
         segment = self._begin(candidate, hedge=hedge)
         if not hedge:
@@ -210,8 +222,8 @@ class Execution:
         self._dispatch.begin(candidate.target.id, hedge=hedge)
         try:
             async with self._deadline():
-                body = await self._tiers[candidate.target.tier].complete(
-                    self._call(candidate, self.request.body)
+                answered = await self._tiers[candidate.target.tier].complete(
+                    self._call(candidate, self.request.body if body is None else body)
                 )
         except FAILOVER as error:
             self._lost(index, segment, begun, error)
@@ -219,7 +231,7 @@ class Execution:
         finally:
             segment.latency_ms = (time.monotonic() - begun) * 1000
             self._dispatch.end(candidate.target.id)
-        return _Whole(body, segment)
+        return Whole(answered, segment)
 
     def _open(self, index: int, *, hedge: bool = False) -> _Started:
         candidate = self.decision.candidates[index]
@@ -253,7 +265,7 @@ class Execution:
     def _hedge_after_s(self) -> float:
         return (self.decision.hedge_after_ms or 0.0) / 1000
 
-    async def _hedge_whole(self) -> _Whole | None:
+    async def _hedge_whole(self) -> Whole | None:
         if not self._hedge_is_paid():
             return None
         try:
@@ -351,7 +363,9 @@ class Execution:
 
     def _overtake(self, winner: Segment) -> None:
         for segment in self.segments:
-            if segment is not winner and segment.error is None and segment.overtaken_by is None:
+            if segment is winner or segment.error is not None or segment.escalated_to is not None:
+                continue
+            if segment.overtaken_by is None:
                 segment.overtaken_by = winner.target_id
                 self._monitor.overtaken(self.decision, segment)
 
@@ -410,7 +424,7 @@ def _reported_ttft_ms(body: Mapping[str, Any]) -> float | None:
     return float(reported) if isinstance(reported, int | float) and reported > 0 else None
 
 
-def _nothing(_: _Whole) -> None:
+def _nothing(_: Whole) -> None:
     """A whole answer that comes too late needs no closing."""
 
 

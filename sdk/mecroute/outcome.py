@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mecroute.cascade.plan import Verdict
 from mecroute.decision import Decision
 from mecroute_registry.facts import Tier
 
@@ -29,6 +30,8 @@ class Segment:
         begun_ms: from the first segment's start to this one's.
         hedge: whether it was begun because the segment before it was late.
         overtaken_by: the target that answered first, when this one was dropped for it; that is no failure.
+        escalated_to: the target that was asked because this answer was judged too poor; none of it was
+            delivered.
     """
 
     target_id: str
@@ -42,6 +45,7 @@ class Segment:
     begun_ms: float = 0.0
     hedge: bool = False
     overtaken_by: str | None = None
+    escalated_to: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The segment as JSON types."""
@@ -50,7 +54,13 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What happened to one request, measured by the client. Times in ms from the call."""
+    """What happened to one request, measured by the client. Times in ms from the call.
+
+    Args:
+        prompt_tokens, output_tokens: of the answer that was delivered.
+        cost_usd: of every answer that was begun for the request, delivered or not.
+        cascade: what became of the first answer, where one was judged.
+    """
 
     target_id: str
     ttft_ms: float | None
@@ -60,10 +70,12 @@ class Outcome:
     tokens_per_s: float | None
     cost_usd: float
     error: str | None = None
+    cascade: Verdict | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome as JSON types."""
-        return {name: getattr(self, name) for name in Outcome.__slots__}
+        told = {name: getattr(self, name) for name in Outcome.__slots__}
+        return told | {"cascade": self.cascade.to_dict() if self.cascade is not None else None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from mecroute.agents import CacheAgent, ContextAgent, MonitorAgent, ResourceAgent, RouterAgent
 from mecroute.budgets.gate import BudgetGate
 from mecroute.caching.answers import Remembered
+from mecroute.cascade.execution import CascadeExecution
+from mecroute.cascade.plan import Verdict
 from mecroute.config.schema import Config
 from mecroute.decision import Decision
 from mecroute.device.bandwidth import bandwidth
@@ -75,6 +78,7 @@ class Pipeline:
             correction=self.monitor.correction,
             adjustment=self.monitor.adjustment,
             dispatch=self._dispatch,
+            cascades=self.monitor.cascade.of,
         )
         return self.monitor.annotated(await self._gate.admit(request, decision, targets))
 
@@ -99,8 +103,7 @@ class Pipeline:
         answer = answer_of(body, request.body)
         provenance = self._record(execution, body.get("usage") or {}, None, answer)
         body["id"] = request.id
-        self.cache.remember(request, body, provenance)
-        self.shadow.consider(request, provenance, answer)
+        self._afterwards(execution, body, provenance, answer)
         return body, provenance
 
     async def stream(self, request: Request, sink: list[Provenance]) -> AsyncGenerator[dict[str, Any]]:
@@ -143,7 +146,7 @@ class Pipeline:
             provenance = self._record(execution, usage, error, answer)
             sink.append(provenance)
             if finished:
-                self.shadow.consider(request, provenance, answer)
+                self._afterwards(execution, None, provenance, answer)
 
     async def feedback(self, request_id: str, score: float) -> None:
         """Keep a person's judgement (0..1) of an answer."""
@@ -152,7 +155,33 @@ class Pipeline:
     def _execution(self, request: Request, decision: Decision) -> Execution:
         if decision.primary is None:
             raise _nothing_left(decision)
-        return Execution(request, decision, self._tiers, self.monitor, self._dispatch)
+        parts = request, decision, self._tiers, self.monitor, self._dispatch
+        known = self.monitor.cascade
+        if decision.cascade is not None or (
+            self.router.watches(request, decision) and known.can_measure(decision.primary.target.id)
+        ):
+            return CascadeExecution(known, *parts)
+        return Execution(*parts)
+
+    def _afterwards(
+        self,
+        execution: Execution,
+        body: dict[str, Any] | None,
+        provenance: Provenance,
+        answer: Answer | None,
+    ) -> None:
+        """Keep a whole answer, and perhaps compare it with another one."""
+        replaced: Answer | None = None
+        if isinstance(execution, CascadeExecution):
+            if execution.is_settled_for:
+                return  # it was judged to be poor, and is not given again to who asks the same
+            replaced = execution.replaced
+        if body is not None:
+            self.cache.remember(execution.request, body, provenance)
+        if replaced is not None:
+            self.shadow.escalated(provenance, replaced, answer)
+        else:
+            self.shadow.consider(execution.request, provenance, answer)
 
     def _record(
         self,
@@ -176,6 +205,9 @@ class Pipeline:
             self._dispatch.keep(session_name(request), target.id, self.router.zone(request))
         # What a service charges for an answer that was given up is not told: it is reckoned in full.
         cost += 1_000_000 * sum(candidate.cost_usd for candidate in execution.overtaken)
+        for candidate, prompt, output in execution.set_aside:
+            price = self.resource.price_of(candidate.target)
+            cost += prompt * price.input_usd_per_mtok + output * price.output_usd_per_mtok
         outcome = Outcome(
             target_id=target.id,
             ttft_ms=ttft_ms,
@@ -185,6 +217,7 @@ class Pipeline:
             tokens_per_s=output_tokens / decoding_s if output_tokens and decoding_s > 0 else None,
             cost_usd=cost / 1_000_000,
             error=error.message if error is not None else None,
+            cascade=self._verdict(execution),
         )
         provenance = Provenance(
             request_id=request.id,
@@ -198,6 +231,18 @@ class Pipeline:
         self.cache.asked_for(target.model)
         self.monitor.record(provenance, user=request.user, answer=answer)
         return provenance
+
+    def _verdict(self, execution: Execution) -> Verdict | None:
+        """What became of a cascade's first answer, with what it did cost."""
+        verdict = execution.verdict if isinstance(execution, CascadeExecution) else None
+        if verdict is None:
+            return None
+        price = self.resource.price_of(execution.decision.candidates[0].target)
+        tokens_usd = (
+            verdict.prompt_tokens * price.input_usd_per_mtok
+            + verdict.output_tokens * price.output_usd_per_mtok
+        )
+        return replace(verdict, cost_usd=tokens_usd / 1_000_000)
 
     def _deliver_remembered(
         self, request: Request, remembered: Remembered

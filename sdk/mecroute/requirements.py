@@ -43,6 +43,9 @@ class Requirements:
         cache: `off` (neither taken from the cache nor kept there), `private` (within the user) or `shared`
             (among users). Stating `private` or `shared` asks for it also where the answer is sampled;
             unstated, only answers that would come out the same again are cached, within the user.
+        cascade: whether a nearby answer may be judged and, if it is too poor, asked for elsewhere. True asks
+            for that, whatever the policy and the settings say, also for a stream, which is then held back
+            until it is judged. Unstated, they say.
 
     Raises:
         InvalidRequestError: a value is out of its range, or two contradict each other.
@@ -57,6 +60,7 @@ class Requirements:
     policy: str | None = None
     zone: str | None = None
     cache: Caching | None = None
+    cascade: bool | None = None
 
     def __post_init__(self) -> None:
         _check("max_latency_ms", self.max_latency_ms, "a number above 0", lambda v: v > 0)
@@ -71,6 +75,8 @@ class Requirements:
             raise InvalidRequestError(
                 f"requirements.cache must be 'off', 'private' or 'shared', not {shown(self.cache)}"
             )
+        if self.cascade not in (None, True, False):
+            raise InvalidRequestError(f"requirements.cascade must be true or false, not {self.cascade!r}")
         for name, expected in (("residency", "a region"), ("policy", "a policy's name"), ("zone", "a zone")):
             text = getattr(self, name)
             if text is not None and (not isinstance(text, str) or not text):

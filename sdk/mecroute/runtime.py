@@ -45,7 +45,7 @@ class Runtime:
             max_decisions=config.state.max_decisions,
             max_bytes=config.state.max_bytes,
         )
-        monitor = MonitorAgent(self._store, adapt=config.monitor.adapt)
+        monitor = MonitorAgent(self._store, adapt=config.monitor.adapt, cascade=config.router.cascade)
         gate = BudgetGate(
             config.budgets,
             Ledger(ledger_path(self._store.path)),

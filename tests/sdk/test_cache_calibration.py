@@ -6,9 +6,10 @@ import random
 
 import pytest
 
-from mecroute.caching.calibration import _search, calibrate, load_calibration, save_calibration, upper_bound
+from mecroute.caching.calibration import _levels, calibrate, load_calibration, save_calibration
 from mecroute.caching.embedder import HashingEmbedder
 from mecroute.errors import InvalidRequestError
+from mecroute.predict.error_bound import find_threshold, upper_bound
 
 THINGS = [
     "card",
@@ -86,7 +87,7 @@ def test_searching_for_a_threshold_costs_none_of_the_confidence() -> None:
     broken = found_some = 0
     for _ in range(100):
         hits = [(s, rng.random() >= 0.2 * (1 - s)) for s in (rng.random() for _ in range(10_000))]
-        threshold, _, _, bound = _search(hits, 0.02, 0.95, 203)
+        threshold, _, _, bound = find_threshold(_levels(hits), 0.02, 0.95)
         if threshold is not None:
             found_some += 1
             assert bound <= 0.02

@@ -29,6 +29,10 @@ class Upstream:
         delay_s: wait before answering.
         calls: whether a stream begins with part of a tool call where tools are offered.
         repeats: start a continuation with this text, as a merely instructed model may.
+        logprob: of every word, for who asks for log-probabilities; None gives none.
+        refuses_logprobs: answer 400 to who asks for them.
+        others: what further whole answers say, one after the other, in place of `words`.
+        classes: what `/v1/classify` answers, as probabilities of `a` and `b`.
     """
 
     words: list[str] = field(default_factory=lambda: list(WORDS))
@@ -40,6 +44,10 @@ class Upstream:
     delay_s: float = 0.0
     calls: bool = False
     repeats: str = ""
+    logprob: float | None = None
+    refuses_logprobs: bool = False
+    others: list[str] = field(default_factory=list)
+    classes: tuple[float, float] = (0.9, 0.1)
     garbage: bytes | None = None
     report: dict[str, Any] | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -73,6 +81,21 @@ def _app(up: Upstream) -> FastAPI:
         usage = {"prompt_tokens": 3, "total_tokens": 3}
         return JSONResponse({"object": "list", "data": data, "model": body["model"], "usage": usage})
 
+    @app.post("/v1/classify")
+    async def classify(request: Request) -> Response:
+        body = await request.json()
+        up.requests.append(body)
+        if up.status is not None:
+            return JSONResponse({"error": {"message": "the fault"}}, status_code=up.status)
+        texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
+        label = "ab"[up.classes.index(max(up.classes))]
+        data = [
+            {"index": i, "label": label, "probs": list(up.classes), "num_classes": 2}
+            for i in range(len(texts))
+        ]
+        usage = {"prompt_tokens": 3, "total_tokens": 3}
+        return JSONResponse({"object": "list", "data": data, "model": body["model"], "usage": usage})
+
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         body = await request.json()
@@ -85,23 +108,32 @@ def _app(up: Upstream) -> FastAPI:
             error = {"message": "the fault a test asked for", "code": up.error_code}
             headers = {"retry-after": "2"} if up.status == 429 else {}
             return JSONResponse({"error": error}, status_code=up.status, headers=headers | up.error_headers)
+        if up.refuses_logprobs and body.get("logprobs"):
+            return JSONResponse({"error": {"message": "logprobs is not known"}}, status_code=400)
         words = up.remaining(body)
         if not body.get("stream"):
-            return JSONResponse(_completion(body, words))
+            if up.others and len(up.requests) > 1:
+                words = [up.others[(len(up.requests) - 2) % len(up.others)]]
+            return JSONResponse(_completion(up, body, words))
         return StreamingResponse(_sse(up, body, words), media_type="text/event-stream")
 
     return app
 
 
-def _completion(body: dict[str, Any], words: list[str]) -> dict[str, Any]:
+def _completion(up: Upstream, body: dict[str, Any], words: list[str]) -> dict[str, Any]:
+    choice: dict[str, Any] = {
+        "index": 0,
+        "message": {"role": "assistant", "content": "".join(words)},
+        "finish_reason": "stop",
+    }
+    if body.get("logprobs") and up.logprob is not None:
+        choice["logprobs"] = {"content": [{"token": word, "logprob": up.logprob} for word in words]}
     return {
         "id": "upstream-1",
         "object": "chat.completion",
         "created": 1,
         "model": body["model"],
-        "choices": [
-            {"index": 0, "message": {"role": "assistant", "content": "".join(words)}, "finish_reason": "stop"}
-        ],
+        "choices": [choice],
         "usage": {"prompt_tokens": 5, "completion_tokens": len(words), "total_tokens": 5 + len(words)},
     }
 

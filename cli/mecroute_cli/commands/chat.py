@@ -8,6 +8,7 @@ import typer
 
 from mecroute_cli import formats
 from mecroute_cli.arguments import (
+    Cascade,
     Deadline,
     Floor,
     MaxCost,
@@ -51,6 +52,7 @@ def chat(
     deadline_ms: Deadline = None,
     policy: Policy = None,
     zone: Zone = None,
+    cascade: Cascade = None,
 ) -> None:
     """Ask a question; stderr says where it was answered."""
     from mecroute import Client
@@ -58,7 +60,7 @@ def chat(
     session = session_of(ctx)
     out = session.output
     asked = requirements(
-        privacy, max_latency_ms, min_quality, max_cost_usd, residency, deadline_ms, policy, zone
+        privacy, max_latency_ms, min_quality, max_cost_usd, residency, deadline_ms, policy, zone, cascade
     )
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": read_prompt(prompt)})

@@ -35,17 +35,20 @@ class KindName(StrEnum):
     QUALITY = "quality"
     DRIFT = "drift"
     USER = "user"
+    CASCADE = "cascade"
 
 
 Kinds = Annotated[
     list[KindName] | None,
-    typer.Option("--kind", metavar="KIND", help="correction, quality, drift or user; several times."),
+    typer.Option(
+        "--kind", metavar="KIND", help="correction, quality, drift, user or cascade; several times."
+    ),
 ]
 
 
 def build() -> typer.Typer:
     """`mecroute learned …`."""
-    noun = Noun("What was learned from answers: speeds, quality, drift, users' answer lengths.")
+    noun = Noun("What was learned from answers: speeds, quality, drift, answer lengths, judged answers.")
     noun.verb(
         "list", list_learned, examples("mecroute learned list", "mecroute learned list --kind quality --json")
     )

@@ -8,6 +8,7 @@ import typer
 
 from mecroute_cli import formats
 from mecroute_cli.arguments import (
+    Cascade,
     Deadline,
     Floor,
     MaxCost,
@@ -34,6 +35,7 @@ EXAMPLES = examples(
     'mecroute route "Prove that there are infinitely many primes" --explain',
     'mecroute route "My diagnosis: …" --privacy device --json',
     'mecroute route "Translate this: …" --policy cheap',
+    'mecroute route "What is 12 times 12?" --cascade --explain',
 )
 
 CANDIDATES = (
@@ -109,6 +111,7 @@ def route(
     deadline_ms: Deadline = None,
     policy: Policy = None,
     zone: Zone = None,
+    cascade: Cascade = None,
 ) -> None:
     """Decide where a request would run, without running it."""
     from mecroute import Client
@@ -117,7 +120,7 @@ def route(
     session = session_of(ctx)
     out = session.output
     asked = requirements(
-        privacy, max_latency_ms, min_quality, max_cost_usd, residency, deadline_ms, policy, zone
+        privacy, max_latency_ms, min_quality, max_cost_usd, residency, deadline_ms, policy, zone, cascade
     )
     messages = [{"role": "user", "content": read_prompt(prompt)}]
     refused: NoEligibleTargetError | None = None

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mecroute.cascade.judged import JudgedAnswers
+from mecroute.config.cascade import CascadeConfig
 from mecroute.decision import Annotated, Decision
 from mecroute.errors import InvalidRequestError
 from mecroute.evidence.drift import DriftMonitor
@@ -44,11 +46,17 @@ class MonitorAgent:
     Args:
         store: where decisions, outcomes and what was learned are kept between runs.
         adapt: whether evidence of quality moves the predictions.
+        cascade: how first answers are judged.
         clock: monotonic seconds.
     """
 
     def __init__(
-        self, store: StateStore, *, adapt: bool = True, clock: Callable[[], float] = time.monotonic
+        self,
+        store: StateStore,
+        *,
+        adapt: bool = True,
+        cascade: CascadeConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._adapt = adapt
@@ -58,13 +66,17 @@ class MonitorAgent:
         self._replies: OrderedDict[str, _Reply] = OrderedDict()
         self.quality = QualityEvidence()
         self.drift = DriftMonitor()
+        #: What is known of first answers, and from which score on they are kept.
+        self.cascade = JudgedAnswers(cascade or CascadeConfig())
         kinds: dict[str, Learned] = {
             "correction": self._observations,
             "user": self._users,
             "quality": self.quality,
             "drift": self.drift,
+            "cascade": self.cascade,
         }
-        self._learning = Learning(store, self.quality, self.drift, kinds)
+        self._learning = Learning(store, self.quality, self.drift, kinds, on_judged=self.cascade.judged)
+        self.cascade.ready()
 
     def close(self) -> None:
         """Learn and write what is left."""

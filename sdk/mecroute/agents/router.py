@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from mecroute.cascade.planner import CascadePlanner, Known
 from mecroute.config.schema import RouterConfig
 from mecroute.context import Context, RequestFeatures
 from mecroute.decision import Candidate, Decision
@@ -43,6 +44,7 @@ class RouterAgent:
     def __init__(self, config: RouterConfig) -> None:
         self._config = config
         self._policies = PolicyBook(config.policies)
+        self._cascades = CascadePlanner(config.cascade, config.tie_margin)
         try:
             self._default = self._policies.find(config.policy)
         except InvalidRequestError as error:
@@ -78,6 +80,7 @@ class RouterAgent:
         correction: Callable[[Target], Correction],
         adjustment: Adjustment | None = None,
         dispatch: Dispatch | None = None,
+        cascades: Known | None = None,
     ) -> Decision:
         """Rank the targets for one request.
 
@@ -86,6 +89,8 @@ class RouterAgent:
             correction: what was observed of a target so far.
             adjustment: what evidence adds to a target's quality at a complexity, and how much there is.
             dispatch: what was sent before; default: nothing.
+            cascades: what is known of a target's answers, by which they could be judged; default: nothing is,
+                and no cascade is planned.
 
         Returns:
             A decision; without candidates when every target was rejected.
@@ -114,8 +119,19 @@ class RouterAgent:
             if problem:
                 notes.append(problem)
         choice = self._choose(rows, request, policy, dispatch, notes) if rows else "no target is left"
+        plan = None
+        if cascades is not None and rows:
+            plan, why = self._cascades.plan(request, policy, scoring, rows, cascades)
+            if why:
+                notes.append(why)
+        if plan is not None:
+            for id in (plan.escalate_to, plan.first):
+                row = rows.find(id)
+                assert row is not None, "a cascade is planned among the ranked"
+                rows.put_first(row)
+            choice = f"chosen {plan.first}: its answer is judged before it is delivered"
         candidates: Sequence[Candidate] = Ranking(rows, scoring.candidate)
-        hedge_after = hedge_after_ms(request, rows, candidates, self._config)
+        hedge_after = hedge_after_ms(request, rows, candidates, self._config) if plan is None else None
         return Decision(
             request_id=request.id,
             features=features,
@@ -128,7 +144,13 @@ class RouterAgent:
             hedge_after_ms=hedge_after,
             hedge_to=None if hedge_after is None else candidates[1].target.id,
             notes=tuple(notes),
+            cascade=plan,
         )
+
+    def watches(self, request: Request, decision: Decision) -> bool:
+        """Whether what the primary answers is to be measured, since it may be judged some day."""
+        primary = decision.primary
+        return primary is not None and self._cascades.watches(request, self._policy(request), primary)
 
     def zone(self, request: Request) -> str | None:
         """Where a request's user is; None where unknown."""

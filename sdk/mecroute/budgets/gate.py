@@ -105,7 +105,13 @@ class BudgetGate:
             if usd and short:
                 last: Balance = max(short, key=lambda balance: balance.frees_at)
                 refused[target] = no_room_in_words(last, usd)
-        return _without(decision, refused) if refused else decision
+        decision = _without(decision, refused) if refused else decision
+        plan = decision.cascade
+        if plan is not None:
+            both = worst[plan.first] * plan.samples + worst[plan.escalate_to]
+            if any(both > balance.left_usd for balance in balances):
+                return decision.without_cascade(f"no budget has room for both stages (${both:.6f})")
+        return decision
 
     def price_of(self, target_id: str) -> Price | None:
         """The price of a target that a budget has to watch; None where it is free or there is no budget."""
@@ -188,6 +194,9 @@ def ledger_path(state_path: Path) -> Path:
 
 
 def _without(decision: Decision, refused: dict[str, str]) -> Decision:
+    plan = decision.cascade
+    if plan is not None and not refused.keys().isdisjoint((plan.first, plan.escalate_to)):
+        decision = decision.without_cascade("no budget has room for one of its targets")
     left = tuple(c for c in decision.candidates if c.target.id not in refused)
     rejected = [
         Rejection(c.target, "budget", refused[c.target.id])

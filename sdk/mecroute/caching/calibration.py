@@ -1,10 +1,7 @@
 """How similar a question must be for a remembered answer to do, at a stated rate of wrong hits.
 
-A wrong hit is a lookup that is answered with what was remembered of a question of another label. The bound
-is the exact one of Clopper and Pearson (1934), and holds for questions like those of the data: thresholds are
-tried from stricter to laxer, and the first one that fails ends a sequence, so that choosing within a sequence
-costs none of the confidence; there are three sequences, with different starts, which share it evenly
-(multi-start fixed-sequence testing; Angelopoulos et al. 2021, "Learn then Test").
+A wrong hit is a lookup that is answered with what was remembered of a question of another label. How the rate
+is kept is told in `mecroute.predict.error_bound`; it holds for questions like those of the data.
 """
 
 from __future__ import annotations
@@ -21,16 +18,13 @@ from pathlib import Path
 from mecroute.caching.embedder import Embedder
 from mecroute.caching.keys import signature
 from mecroute.errors import ConfigError, InvalidRequestError
+from mecroute.predict.error_bound import Level, find_threshold, least_cases
 from mecroute_registry.paths import state_dir
 
 CONFIDENCE = 0.95
 #: Half of the data is what is remembered, a quarter finds the threshold, a quarter checks it.
 _REMEMBERED, _SEARCHED = 0.5, 0.75
 _STEP = 0.005
-#: A sequence begins where so many times the least number of hits is reached that could pass at all: the more,
-#: the more wrong hits it bears at its start.
-_STARTS = (1.0, 2.0, 4.0)
-_BISECTIONS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +76,7 @@ def calibrate(
     if not 0 < rate < 1 or not 0 < confidence < 1:
         raise InvalidRequestError("rate and confidence are shares between 0 and 1")
     rows = list(dict.fromkeys((text.strip(), label) for text, label in data if text.strip()))
-    least = math.ceil(math.log((1 - confidence) / len(_STARTS)) / math.log(1 - rate))
+    least = least_cases(rate, confidence)
     if len(rows) * (_SEARCHED - _REMEMBERED) < least:
         raise InvalidRequestError(
             f"{len(rows)} questions are too few: a rate of {rate:g} needs at least "
@@ -92,7 +86,7 @@ def calibrate(
     random.Random(seed).shuffle(rows)  # noqa: S311 - a split, not a secret
     first, second = int(len(rows) * _REMEMBERED), int(len(rows) * _SEARCHED)
     searched = _hits(rows[:first], rows[first:second], embedder)
-    threshold, hits, wrong, bound = _search(searched, rate, confidence, least)
+    threshold, hits, wrong, bound = find_threshold(_levels(searched), rate, confidence)
     checked = [
         right
         for similarity, right in _hits(rows[:first], rows[second:], embedder)
@@ -111,21 +105,6 @@ def calibrate(
         check_hits=len(checked),
         check_wrong=sum(not right for right in checked),
     )
-
-
-def upper_bound(wrong: int, hits: int, confidence: float = CONFIDENCE) -> float:
-    """The one-sided Clopper-Pearson bound: the largest rate at which so few wrong hits still occur with
-    probability 1 - confidence."""
-    if wrong >= hits:
-        return 1.0
-    low, high = wrong / hits, 1.0
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        if _at_most(wrong, hits, middle) > 1 - confidence:
-            low = middle
-        else:
-            high = middle
-    return high
 
 
 def calibration_file() -> Path:
@@ -189,30 +168,8 @@ def _hits(
     return found
 
 
-def _search(
-    found: Sequence[tuple[float, bool]], rate: float, confidence: float, least: int
-) -> tuple[float | None, int, int, float]:
-    """The laxest threshold that some sequence passes, with its hits, wrong hits and bound; without one, what
-    the first sequence failed on."""
-    levels = _levels(found)
-    shared = 1 - (1 - confidence) / len(_STARTS)
-    best: tuple[float | None, int, int, float] = (None, 0, 0, 1.0)
-    for start in _STARTS:
-        for threshold, hits, wrong in levels:
-            if hits < least * start:
-                continue  # where a sequence begins depends on no label
-            bound = upper_bound(wrong, hits, shared)
-            if bound > rate:
-                if best == (None, 0, 0, 1.0):
-                    best = (None, hits, wrong, bound)
-                break
-            if best[0] is None or threshold < best[0]:
-                best = (threshold, hits, wrong, bound)
-    return best
-
-
-def _levels(found: Sequence[tuple[float, bool]]) -> list[tuple[float, int, int]]:
-    """(threshold, hits, wrong hits) of each threshold of the grid, from the strictest on."""
+def _levels(found: Sequence[tuple[float, bool]]) -> list[Level]:
+    """Hits and wrong hits at each threshold of the grid, from the strictest on."""
     ordered = sorted(found, key=lambda one: -one[0])
     levels, at, wrong = [], 0, 0
     steps = round(1 / _STEP)
@@ -221,19 +178,5 @@ def _levels(found: Sequence[tuple[float, bool]]) -> list[tuple[float, int, int]]
         while at < len(ordered) and ordered[at][0] >= threshold:
             wrong += not ordered[at][1]
             at += 1
-        levels.append((threshold, at, wrong))
+        levels.append(Level(threshold, at, wrong))
     return levels
-
-
-def _at_most(wrong: int, hits: int, rate: float) -> float:
-    """P(X <= wrong) of a binomial distribution."""
-    if rate <= 0:
-        return 1.0
-    if rate >= 1:
-        return 0.0
-    log_rate, log_rest = math.log(rate), math.log1p(-rate)
-    total = 0.0
-    for k in range(wrong + 1):
-        log_ways = math.lgamma(hits + 1) - math.lgamma(k + 1) - math.lgamma(hits - k + 1)
-        total += math.exp(log_ways + k * log_rate + (hits - k) * log_rest)
-    return min(1.0, total)

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Discriminator, Field, SecretStr, field_validato
 from mecroute.config.base import HttpUrl, Name, RemoteConfig, S3Uri
 from mecroute.config.base import Table as _Table
 from mecroute.config.caching import CacheConfig, PlacementConfig
+from mecroute.config.cascade import CascadeConfig
 from mecroute.config.discovery import CamaraSource, DnsSrvSource, MdnsSource, S3Source
 from mecroute.config.network import NetworkConfig
 from mecroute.config.prices import PriceConfig
@@ -53,6 +54,7 @@ class Weighting(_Table):
     cost: float = Field(default=0, ge=0, le=1)
     availability: float = Field(default=0, ge=0, le=1)
     floor: Literal["device", "edge", "any"] | None = Field(default=None, description="least privacy with it")
+    cascade: bool = Field(default=True, description="whether cascades may be planned, where they are enabled")
 
     @model_validator(mode="after")
     def _weights_sum_to_one(self) -> Self:
@@ -82,10 +84,11 @@ class RouterConfig(_Table):
         default="free", description="ask a second target when the first is late: if it costs nothing"
     )
     hedge_budget: float = Field(default=0.05, ge=0, le=1, description="most hedges per request, as a share")
+    cascade: CascadeConfig = Field(default=CascadeConfig(), description="first answers that are judged")
 
-    @field_validator("policies", mode="before")
+    @field_validator("policies", "cascade", mode="before")
     @classmethod
-    def _policies_of_a_variable(cls, value: object) -> object:
+    def _tables_of_a_variable(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         try:

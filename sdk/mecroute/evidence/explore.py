@@ -49,10 +49,10 @@ class Explorer:
     async def apply(self, decision: Decision) -> Decision:
         """The decision, with another candidate put first in `explore_rate` of the cases.
 
-        Its `propensity` and `explorable` say with what probability the primary was chosen and what else
-        could have been.
+        A planned cascade is left as it is. The decision's `propensity` and `explorable` say with what
+        probability the primary was chosen and what else could have been.
         """
-        if not self._config.explore_rate or len(decision.candidates) < 2:
+        if not self._config.explore_rate or len(decision.candidates) < 2 or decision.cascade is not None:
             return decision
         best = decision.candidates[0]
         others = self._explorable(decision, best)

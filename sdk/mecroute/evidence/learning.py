@@ -47,6 +47,7 @@ class Judgement:
         score: 0 (wrong) to 1 (right).
         weight: 0..1, how much it says.
         note: on what it stands, in a word; never any text of the answer.
+        is_settled: whether it tells right from wrong, and not only what is likelier.
     """
 
     request_id: str
@@ -57,6 +58,7 @@ class Judgement:
     score: float
     weight: float = 1.0
     note: str = ""
+    is_settled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Learning:
     Args:
         store: where it is kept.
         kinds: what is learned, by the kind under which it is kept.
+        on_judged: told of every judgement, in the thread of this.
         clock: Unix seconds.
     """
 
@@ -83,9 +86,11 @@ class Learning:
         drift: DriftMonitor,
         kinds: Mapping[str, Learned],
         *,
+        on_judged: Callable[[Judgement], None] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
+        self._on_judged = on_judged
         self._quality = quality
         self._drift = drift
         self._kinds = kinds
@@ -131,6 +136,8 @@ class Learning:
         self._store.write(batch)
 
     def _judge(self, item: Judgement, batch: Batch) -> None:
+        if self._on_judged is not None:
+            self._on_judged(item)
         self._quality.add(
             item.target_id, item.complexity, score=item.score, weight=item.weight, predicted=item.predicted
         )

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
+from mecroute.cascade.judged import judged_answers
+from mecroute.config.cascade import CascadeConfig
 from mecroute.evidence.drift import DriftMonitor
 from mecroute.evidence.posterior import BUCKETS, QualityEvidence
 from mecroute.state.store import LearnedRow
 
-Kind = Literal["correction", "quality", "drift", "user"]
-KINDS: tuple[Kind, ...] = ("correction", "quality", "drift", "user")
+Kind = Literal["correction", "quality", "drift", "user", "cascade"]
+KINDS: tuple[Kind, ...] = ("correction", "quality", "drift", "user", "cascade")
 
 
 def listed(rows: Iterable[LearnedRow]) -> list[dict[str, Any]]:
     """One JSON object per entry: kind, name, when it changed, what it says, and its own numbers."""
     described = {"correction": _correction, "quality": _quality, "drift": _drift, "user": _user}
-    return [
-        {"kind": row.kind, "name": row.name, "at": row.at, "says": described[row.kind](row), **row.value}
-        for row in rows
-        if row.kind in described
-    ]
+    found, pages = [], []
+    for row in rows:
+        if row.kind in described:
+            says = described[row.kind](row)
+            found.append({"kind": row.kind, "name": row.name, "at": row.at, "says": says, **row.value})
+        elif row.kind == "cascade":
+            pages.append(row)
+    return [*found, *_judged(pages)]
 
 
 def health(rows: Iterable[LearnedRow]) -> list[dict[str, Any]]:
@@ -75,6 +80,19 @@ def _drift(row: LearnedRow) -> str:
     monitor.restore(row.name, row.value)
     notes = monitor.notes(row.name)
     return "; ".join(notes) if notes else "no alarm"
+
+
+def _judged(pages: list[LearnedRow]) -> Iterator[dict[str, Any]]:
+    """One entry per target: its judged answers come in pages."""
+    known = judged_answers(((row.name, row.value) for row in pages), CascadeConfig())
+    for target in known.targets():
+        counts = known.counts(target)
+        says = (
+            f"{counts['file']} judged answers from a file, {counts['live']} from feedback and comparisons; "
+            f"{counts['wrong']} were wrong"
+        )
+        at = max(row.at for row in pages if row.name.startswith(f"{target}|"))
+        yield {"kind": "cascade", "name": target, "at": at, "says": says, **counts}
 
 
 def _user(row: LearnedRow) -> str:

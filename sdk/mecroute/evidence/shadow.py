@@ -73,6 +73,20 @@ class Shadow:
             complexity = decision.features.complexity
             self._task = asyncio.create_task(self._compare(request, given, other, answer.text, complexity))
 
+    def escalated(self, provenance: Provenance, first: Answer, answer: Answer | None) -> None:
+        """Perhaps compare the two answers that there are to a request whose first one was judged too poor.
+
+        That costs nothing, but it is done as seldom as for those that were good enough: what is learned of
+        first answers would else be learned of the poor ones.
+        """
+        if not self._rate or answer is None or self._random.random() >= self._rate:
+            return
+        decision = provenance.decision
+        given = next((c for c in decision.candidates if c.target.id == provenance.outcome.target_id), None)
+        if given is not None and decision.primary is not None and given is not decision.primary:
+            both = (decision.primary, first.text), (given, answer.text)
+            self._tell(provenance.request_id, *both, decision.features.complexity)
+
     async def join(self) -> None:
         """Wait for the comparison under way."""
         if self._task is not None:
@@ -110,14 +124,21 @@ class Shadow:
             _LOG.info("no comparison with %s: %s", other.target.id, error)
             return
         answer = answer_of(second, body)
-        found = agreement(text, answer.text) if answer is not None else None
+        if answer is not None:
+            self._tell(request.id, (given, text), (other, answer.text), complexity)
+
+    def _tell(
+        self, request_id: str, one: tuple[Candidate, str], other: tuple[Candidate, str], complexity: float
+    ) -> None:
+        """Hold one answer against another."""
+        found = agreement(one[1], other[1])
         if found is None:
             return
         # The one that is expected to be worse is held against the one that is expected to be better.
-        judged, reference = sorted((given, other), key=_raw_quality)
+        judged, reference = sorted((one[0], other[0]), key=_raw_quality)
         self._judged(
             Judgement(
-                request_id=request.id,
+                request_id=request_id,
                 source="shadow",
                 target_id=judged.target.id,
                 complexity=complexity,
@@ -125,6 +146,7 @@ class Shadow:
                 score=found.score,
                 weight=found.weight * reference.quality,
                 note=f"{found.basis}, against {reference.target.id}",
+                is_settled=found.basis != "overlap",
             )
         )
 

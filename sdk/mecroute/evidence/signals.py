@@ -173,13 +173,19 @@ def _conforms(value: Any, schema: Any, depth: int) -> bool:
     return True
 
 
-def _mean_logprob(logprobs: Any) -> float | None:
+def token_logprobs(logprobs: Any) -> list[float]:
+    """The natural log-probability of each token, at most of the first 512, from a choice's `logprobs`."""
     if not isinstance(logprobs, Mapping):
-        return None
+        return []
     content = logprobs.get("content")
     if isinstance(content, list):  # chat
         found = [item.get("logprob") for item in content[:_LOGPROBS_READ] if isinstance(item, Mapping)]
     else:  # completions
-        found = list((logprobs.get("token_logprobs") or ())[:_LOGPROBS_READ])
-    values = [float(v) for v in found if isinstance(v, int | float) and math.isfinite(v)]
+        given = logprobs.get("token_logprobs")
+        found = list(given[:_LOGPROBS_READ]) if isinstance(given, list) else []
+    return [float(v) for v in found if isinstance(v, int | float) and math.isfinite(v)]
+
+
+def _mean_logprob(logprobs: Any) -> float | None:
+    values = token_logprobs(logprobs)
     return sum(values) / len(values) if values else None

@@ -31,6 +31,7 @@ class PolicyBook:
                 weights.cost,
                 weights.availability,
                 floor=weights.floor,
+                cascade=weights.cascade,
             )
 
     def find(self, name: str) -> Policy:

@@ -184,6 +184,19 @@ class Scoring:
             quality_adjusted_by=quality - predicted,
         )
 
+    def scores(self, latency_ms: float, quality: float, cost_usd: float, availability: float) -> Scores:
+        """The utilities of such an answer, and the policy's score of it."""
+        latency = self._latency_limit / (self._latency_limit + latency_ms)
+        cost = self._cost_limit / (self._cost_limit + cost_usd)
+        policy = self.policy
+        total = (
+            policy.latency * latency
+            + policy.quality * quality
+            + policy.cost * cost
+            + policy.availability * availability
+        )
+        return Scores(latency, quality, cost, availability, total)
+
     def cached_tokens(self, state: TargetState) -> int:
         """Prompt tokens that a target holds already: those of the longest beginning it has."""
         if self._beginnings is None:
