@@ -158,6 +158,7 @@ def show(
             "tokens": f"{outcome['prompt_tokens']} in, {outcome['output_tokens']} out",
             "cost": formats.usd(outcome["cost_usd"]),
             "error": formats.text(outcome["error"]),
+            "cascade": formats.text((outcome.get("cascade") or {}).get("reason")),
             "bad signs": formats.text(signs),
             "regret": formats.decimals(after, 3) + best,
         },

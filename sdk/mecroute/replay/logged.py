@@ -60,12 +60,14 @@ def logged_decision(
 ) -> LoggedDecision | None:
     """Read a recorded decision; None where it cannot be replayed.
 
-    Left out are answers from the cache, requests whose caller went away, requests with no candidate, and
-    records with numbers missing.
+    Left out are answers from the cache, requests whose caller went away, cascades (whose latency and cost are
+    those of two targets), requests with no candidate, and records with numbers missing.
     """
     if row["cache"] is not None or row["error"] == ABANDONED:
         return None
     decision = detail.get("decision") or {}
+    if decision.get("cascade") is not None:
+        return None
     try:
         candidates = tuple(_candidate(entry) for entry in decision["candidates"])
         if not candidates:
