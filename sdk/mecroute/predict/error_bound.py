@@ -28,7 +28,9 @@ class Level(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The laxest threshold that keeps the rate; None where none does, with what was found at the first tried.
+    """The threshold that keeps the rate and lets most cases pass; the strictest, where several let as many.
+
+    None where none does, with what was found at the first tried.
 
     Attributes:
         upper_bound: of the rate of errors among what passes.
@@ -46,7 +48,7 @@ def least_cases(rate: float, confidence: float) -> int:
 
 
 def find_threshold(levels: Iterable[Level], rate: float, confidence: float) -> Found:
-    """The laxest threshold that some sequence passes.
+    """The threshold that lets most cases pass, of those that some sequence accepts.
 
     Args:
         levels: from the strictest threshold on.
@@ -65,7 +67,8 @@ def find_threshold(levels: Iterable[Level], rate: float, confidence: float) -> F
             if at_most(level.wrong, level.passed, rate) > 1 - shared:  # its bound is above the rate
                 failed = failed or level
                 break
-            if best is None or level.threshold < best.threshold:
+            # Not laxer than what let a case pass: below the last one nothing was seen.
+            if best is None or level.passed > best.passed:
                 best = level
     if best is not None:
         return Found(*best, upper_bound(best.wrong, best.passed, shared))
