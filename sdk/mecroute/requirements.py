@@ -76,7 +76,7 @@ class Requirements:
                 f"requirements.cache must be 'off', 'private' or 'shared', not {shown(self.cache)}"
             )
         if self.cascade not in (None, True, False):
-            raise InvalidRequestError(f"requirements.cascade must be true or false, not {shown(self.cascade)}")
+            raise InvalidRequestError(f"requirements.cascade must be a boolean, not {shown(self.cascade)}")
         for name, expected in (("residency", "a region"), ("policy", "a policy's name"), ("zone", "a zone")):
             text = getattr(self, name)
             if text is not None and (not isinstance(text, str) or not text):
