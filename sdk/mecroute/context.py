@@ -17,6 +17,7 @@ class RequestFeatures:
         prompt_tokens: estimated tokens to read.
         output_tokens: predicted tokens to write.
         needs: abilities beyond plain text, as `tools` or `images`.
+        kind: what requests with the same instructions have in common; None where there are none.
     """
 
     complexity: float
@@ -24,6 +25,7 @@ class RequestFeatures:
     prompt_tokens: int
     output_tokens: int
     needs: frozenset[Need] = frozenset()
+    kind: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mecroute.predict.complexity import estimate_tokens, request_features
+from mecroute.predict.kind import request_kind
 from mecroute.request import ingest
 
 
@@ -28,6 +29,30 @@ HARD = [
 def test_hard_requests_score_above_easy_ones(easy: str, hard: str) -> None:
     assert features(easy).complexity + 0.2 < features(hard).complexity
     assert features(hard).reasons
+
+
+def test_requests_with_the_same_instructions_are_of_one_kind() -> None:
+    def kind(*messages: tuple[str, str], **more: object) -> str | None:
+        told = [{"role": role, "content": content} for role, content in messages]
+        return request_kind(ingest("chat", model="auto", body={"messages": told, **more}))
+
+    assert kind(("user", "What is tea?")) is None
+    triage = kind(("system", "Sort this ticket."), ("user", "It is broken."))
+    assert triage is not None
+    assert triage == kind(("system", "Sort this ticket."), ("user", "Where is my parcel?"))
+    assert triage != kind(("system", "Translate."), ("user", "It is broken."))
+    assert "Sort" not in triage
+    assert kind(("user", "What is tea?"), app="atlas") != kind(("user", "What is tea?"), app="other")
+
+
+def test_classes_that_are_named_make_a_kind() -> None:
+    def kind(**body: object) -> str | None:
+        return request_kind(ingest("classify", model="auto", body={"input": "a text", **body}))
+
+    assert kind(labels=["yes", "no"]) == kind(labels=["yes", "no"])
+    assert kind(labels=["yes", "no"]) != kind(labels=["yes", "no", "perhaps"])
+    assert kind() == "classify"
+    assert request_kind(ingest("embed", model="auto", body={"input": "a text"})) is None
 
 
 def test_complexity_stays_within_its_range() -> None:

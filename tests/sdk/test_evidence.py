@@ -181,6 +181,48 @@ def test_neighbouring_difficulties_borrow_from_each_other() -> None:
     assert there[1] == 0
 
 
+def test_what_was_judged_of_a_kind_speaks_for_that_kind_and_without_a_limit() -> None:
+    evidence = QualityEvidence(clock=Clock())
+    for _ in range(100):
+        evidence.add("t", 0.5, score=0.05, weight=1, predicted=0.9, kind="intents")
+        evidence.add("t", 0.5, score=1, weight=1, predicted=0.9, kind="letters")
+        evidence.add("t", 0.5, score=0.9, weight=1, predicted=0.9)
+    assert evidence.adjustment("t", 0.5, "intents")[0] == pytest.approx(-0.8, abs=0.05)
+    assert evidence.adjustment("t", 0.5, "letters")[0] == pytest.approx(0.05, abs=0.05)
+    assert evidence.adjustment("t", 0.5, "intents")[1] == pytest.approx(100)
+    # Of another kind, what is known of the difficulty speaks, and that no further than it may.
+    assert evidence.adjustment("t", 0.5, "new") == evidence.adjustment("t", 0.5)
+    assert evidence.adjustment("t", 0.5)[1] == pytest.approx(300)
+
+
+def test_a_kind_with_few_answers_stays_near_what_its_difficulty_says() -> None:
+    evidence = QualityEvidence(clock=Clock())
+    for _ in range(200):
+        evidence.add("t", 0.5, score=0.7, weight=1, predicted=0.9)
+    evidence.add("t", 0.5, score=1, weight=1, predicted=0.9, kind="new")
+    general, delta = evidence.adjustment("t", 0.5)[0], evidence.adjustment("t", 0.5, "new")[0]
+    assert general < delta < general + 0.05
+
+
+def test_the_kinds_of_a_target_are_bounded_and_come_back() -> None:
+    one = QualityEvidence(clock=Clock())
+    for number in range(400):
+        one.add("t", 0.5, score=0, weight=1, predicted=0.9, kind=f"kind-{number}")
+        one.add("t", 0.5, score=0, weight=1, predicted=0.9, kind="kind-0")
+    known = one.kinds("t")
+    assert len(known) == 256
+    assert known["kind-0"].weight == pytest.approx(401)
+    assert "kind-1" not in known
+    other = QualityEvidence(clock=Clock())
+    other.restore("t", json.loads(json.dumps(one.take_changes()["t"])))
+    assert other.adjustment("t", 0.5, "kind-0") == one.adjustment("t", 0.5, "kind-0")
+    assert other.kinds("t") == known
+    other.restore("d", {"buckets": [[0, 0, 0, 0]] * 5, "kinds": {"a": [1], "b": [1, 2, math.inf, 0]}})
+    assert other.kinds("d") == {}
+    other.forget()
+    assert other.kinds("t") == {}
+
+
 def test_old_evidence_fades_and_a_jumping_clock_does_no_harm() -> None:
     clock = Clock()
     evidence = QualityEvidence(clock=clock)

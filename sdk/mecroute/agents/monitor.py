@@ -36,6 +36,7 @@ class _Reply:
     target_id: str
     complexity: float
     predicted: float | None
+    kind: str | None = None
 
 
 class MonitorAgent:
@@ -104,9 +105,11 @@ class MonitorAgent:
         """What evidence adds to predicted qualities; None while it adds nothing to any."""
         return self.quality_adjustment if self._adapt and self.quality else None
 
-    def quality_adjustment(self, target: Target, complexity: float) -> tuple[float, float]:
+    def quality_adjustment(
+        self, target: Target, complexity: float, kind: str | None = None
+    ) -> tuple[float, float]:
         """What evidence adds to a predicted quality, and how much there is; see `QualityEvidence`."""
-        return self.quality.adjustment(target.id, complexity) if self._adapt else (0.0, 0.0)
+        return self.quality.adjustment(target.id, complexity, kind) if self._adapt else (0.0, 0.0)
 
     def annotated(self, decision: Decision) -> Decision:
         """The decision, with a note at each candidate whose predictions an alarm has changed."""
@@ -160,7 +163,7 @@ class MonitorAgent:
         predicted = _predicted_quality(decision, outcome.target_id)
         with self._lock:
             self._replies[provenance.request_id] = _Reply(
-                outcome.target_id, decision.features.complexity, predicted
+                outcome.target_id, decision.features.complexity, predicted, decision.features.kind
             )
             while len(self._replies) > _REPLIES_KEPT:
                 self._replies.popitem(last=False)
@@ -194,7 +197,15 @@ class MonitorAgent:
             )
         predicted = float(score) if reply.predicted is None else reply.predicted
         self._learning.judged(
-            Judgement(request_id, "feedback", reply.target_id, reply.complexity, predicted, float(score))
+            Judgement(
+                request_id=request_id,
+                source="feedback",
+                target_id=reply.target_id,
+                complexity=reply.complexity,
+                predicted=predicted,
+                score=float(score),
+                kind=reply.kind,
+            )
         )
 
 
@@ -218,4 +229,5 @@ def _reply_from(detail: Mapping[str, Any] | None) -> _Reply | None:
         ),
         None,
     )
-    return _Reply(target_id, float(decision["features"]["complexity"]), predicted)
+    features = decision["features"]
+    return _Reply(target_id, float(features["complexity"]), predicted, features.get("kind"))

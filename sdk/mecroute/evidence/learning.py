@@ -48,6 +48,7 @@ class Judgement:
         weight: 0..1, how much it says.
         note: on what it stands, in a word; never any text of the answer.
         is_settled: whether it tells right from wrong, and not only what is likelier.
+        kind: of the request; see `predict/kind.py`.
     """
 
     request_id: str
@@ -59,6 +60,7 @@ class Judgement:
     weight: float = 1.0
     note: str = ""
     is_settled: bool = True
+    kind: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,12 @@ class Learning:
         if self._on_judged is not None:
             self._on_judged(item)
         self._quality.add(
-            item.target_id, item.complexity, score=item.score, weight=item.weight, predicted=item.predicted
+            item.target_id,
+            item.complexity,
+            score=item.score,
+            weight=item.weight,
+            predicted=item.predicted,
+            kind=item.kind,
         )
         batch.evidence.append(
             EvidenceRow(
@@ -217,6 +224,7 @@ class Learning:
             score=0.0,
             weight=max(SIGN_WEIGHTS[name] for name in seen.bad),
             note=", ".join(seen.bad),
+            kind=decision.features.kind,
         )
         self._judge(judgement, batch)
 

@@ -72,6 +72,10 @@ def _quality(row: LearnedRow) -> str:
         delta, weight = evidence.adjustment(row.name, middle)
         if weight:
             told.append(f"{delta:+.3f} at complexity {middle:.1f} ({weight:.1f} answers)")
+    for kind, known in evidence.kinds(row.name).items():
+        if known.weight:
+            right, expected = known.successes / known.weight, known.predicted / known.weight
+            told.append(f"{kind}: {right:.2f} right, {expected:.2f} expected ({known.weight:.1f} answers)")
     return "; ".join(told) or "damaged"
 
 

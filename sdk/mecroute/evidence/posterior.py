@@ -8,6 +8,14 @@ prediction by
 
 which is what is added to the next prediction. The prior of a bucket of difficulty is moved by half of what
 the target's other buckets say, so that answers to requests of one difficulty tell something of the others.
+
+What was judged of requests of one kind (the same instructions; see `predict/kind.py`) has a posterior of its
+own, whose prior is the above: with delta' what the difficulty says, and s, q and n over the judged answers of
+the kind,
+
+    delta = (s - q + prior × delta') / (n + prior)
+
+An answer that nobody judged counts for the difficulty alone.
 """
 
 from __future__ import annotations
@@ -23,8 +31,11 @@ BUCKETS = 5
 _PRIOR = 10.0
 _BORROWED = 0.5
 _HALF_LIFE_S = 14 * 86_400.0
-_MOST = 0.3  # no amount of evidence moves a prediction further: it may be biased as a whole
+#: No amount of evidence of other kinds moves a prediction further: it may be biased as a whole. What was
+#: judged of the very kind may show that a model cannot do it at all.
+_MOST = 0.3
 _TARGETS = 2000
+_KINDS = 256
 
 #: How much an answer in which no bad sign was found says, and one with a sign (an answer judged wrong by a
 #: person weighs 1).
@@ -74,10 +85,18 @@ class QualityEvidence:
         self._clock = clock
         self._lock = threading.Lock()
         self._known: dict[str, list[Posterior]] = {}
+        self._kinds: dict[str, dict[str, Posterior]] = {}
         self._changed: set[str] = set()
 
     def add(
-        self, target_id: str, complexity: float, *, score: float, weight: float, predicted: float
+        self,
+        target_id: str,
+        complexity: float,
+        *,
+        score: float,
+        weight: float,
+        predicted: float,
+        kind: str | None = None,
     ) -> None:
         """Take a judgement of one answer in.
 
@@ -86,23 +105,34 @@ class QualityEvidence:
             score: 0 (wrong) to 1 (right).
             weight: 0..1, how much it says; a person's word is 1.
             predicted: quality predicted for it, before any adjustment.
+            kind: of the request, where the answer was judged; None: it counts for the difficulty alone.
         """
         if not all(math.isfinite(v) for v in (complexity, score, weight, predicted)) or weight <= 0:
             return
         with self._lock:
             if target_id not in self._known and len(self._known) >= _TARGETS:
-                self._known.pop(next(iter(self._known)))
+                oldest = next(iter(self._known))
+                del self._known[oldest]
+                self._kinds.pop(oldest, None)
+            score, predicted = min(1.0, max(0.0, score)), min(1.0, max(0.0, predicted))
+            now = self._clock()
             buckets = self._known.setdefault(target_id, [Posterior() for _ in range(BUCKETS)])
-            buckets[bucket_of(complexity)].add(
-                min(1.0, max(0.0, score)), weight, min(1.0, max(0.0, predicted)), self._clock()
-            )
+            buckets[bucket_of(complexity)].add(score, weight, predicted, now)
+            if kind is not None:
+                kinds = self._kinds.setdefault(target_id, {})
+                # Put back at the end: what is dropped for want of room was judged the longest ago.
+                found = kinds[kind] = kinds.pop(kind) if kind in kinds else Posterior()
+                found.add(score, weight, predicted, now)
+                if len(kinds) > _KINDS:
+                    del kinds[next(iter(kinds))]
             self._changed.add(target_id)
 
-    def adjustment(self, target_id: str, complexity: float) -> tuple[float, float]:
-        """What to add to the predicted quality of a target, -0.3..0.3, and how much evidence that stands on.
+    def adjustment(self, target_id: str, complexity: float, kind: str | None = None) -> tuple[float, float]:
+        """What to add to the predicted quality of a target, and how much evidence that stands on.
 
-        The second number is in judged answers of about this difficulty; 0 where nothing is known, and the
-        first is then what the target's other answers say.
+        The first is -0.3..0.3, or -1..1 where requests of this kind were judged. The second is in judged
+        answers of this kind, or of about this difficulty; 0 where nothing is known, and the first is then
+        what the target's other answers say.
         """
         buckets = self._known.get(target_id)
         if buckets is None:  # the usual case on the request path: no lock, nothing to compute
@@ -113,7 +143,16 @@ class QualityEvidence:
             surplus = sum(b.successes - b.predicted for b in others)
             borrowed = _BORROWED * surplus / (sum(b.weight for b in others) + _PRIOR)
             delta = (here.successes - here.predicted + _PRIOR * borrowed) / (here.weight + _PRIOR)
-            return min(_MOST, max(-_MOST, delta)), here.weight
+            delta = min(_MOST, max(-_MOST, delta))
+            if kind is not None and (alike := self._kinds.get(target_id, _NONE).get(kind)) is not None:
+                told = alike.successes - alike.predicted + _PRIOR * delta
+                return told / (alike.weight + _PRIOR), alike.weight
+            return delta, here.weight
+
+    def kinds(self, target_id: str) -> dict[str, Posterior]:
+        """What was judged of a target, by kind of request."""
+        with self._lock:
+            return dict(self._kinds.get(target_id, _NONE))
 
     def __bool__(self) -> bool:
         return bool(self._known)
@@ -129,7 +168,8 @@ class QualityEvidence:
             changed, self._changed = self._changed, set()
             return {
                 target: {
-                    "buckets": [[b.successes, b.failures, b.predicted, b.at] for b in self._known[target]]
+                    "buckets": [_numbers(b) for b in self._known[target]],
+                    "kinds": {name: _numbers(k) for name, k in self._kinds.get(target, _NONE).items()},
                 }
                 for target in changed
                 if target in self._known
@@ -140,20 +180,39 @@ class QualityEvidence:
         rows = value.get("buckets")
         if not isinstance(rows, list) or len(rows) != BUCKETS:
             return
-        buckets = []
-        for row in rows:
-            numbers = row if isinstance(row, list) and len(row) == 4 else [0.0] * 4
-            if not all(isinstance(v, int | float) and math.isfinite(v) and v >= 0 for v in numbers):
-                return
-            buckets.append(Posterior(*(float(v) for v in numbers)))
+        buckets = [_posterior(row) for row in rows]
+        named = value.get("kinds") or {}
+        kinds = (
+            {str(kind): _posterior(row) for kind, row in named.items()} if isinstance(named, Mapping) else {}
+        )
+        if not all(buckets):
+            return
         with self._lock:
-            self._known[name] = buckets
+            self._known[name] = [bucket for bucket in buckets if bucket]
+            self._kinds[name] = {kind: found for kind, found in list(kinds.items())[-_KINDS:] if found}
 
     def forget(self) -> None:
         """Start afresh."""
         with self._lock:
             self._known.clear()
+            self._kinds.clear()
             self._changed.clear()
+
+
+_NONE: dict[str, Posterior] = {}
+
+
+def _numbers(posterior: Posterior) -> list[float]:
+    return [posterior.successes, posterior.failures, posterior.predicted, posterior.at]
+
+
+def _posterior(row: object) -> Posterior | None:
+    """What `_numbers` gave; None where it is damaged."""
+    if not isinstance(row, list) or len(row) != 4:
+        return None
+    if not all(isinstance(v, int | float) and math.isfinite(v) and v >= 0 for v in row):
+        return None
+    return Posterior(*(float(v) for v in row))
 
 
 def bucket_of(complexity: float) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from mecroute.budgets.gate import BudgetGate
 from mecroute.budgets.ledger import Budget
 from mecroute.config.schema import MonitorConfig
+from mecroute.context import RequestFeatures
 from mecroute.decision import Candidate, Decision
 from mecroute.errors import MecrouteError
 from mecroute.evidence.agreement import agreement
@@ -70,8 +71,8 @@ class Shadow:
         given = next((c for c in decision.candidates if c.target.id == provenance.outcome.target_id), None)
         other = None if given is None else self._other(request, decision, given)
         if given is not None and other is not None:
-            complexity = decision.features.complexity
-            self._task = asyncio.create_task(self._compare(request, given, other, answer.text, complexity))
+            comparison = self._compare(request, given, other, answer.text, decision.features)
+            self._task = asyncio.create_task(comparison)
 
     def escalated(self, provenance: Provenance, first: Answer, answer: Answer | None) -> None:
         """Perhaps compare the two answers that there are to a request whose first one was judged too poor.
@@ -85,7 +86,7 @@ class Shadow:
         given = next((c for c in decision.candidates if c.target.id == provenance.outcome.target_id), None)
         if given is not None and decision.primary is not None and given is not decision.primary:
             both = (decision.primary, first.text), (given, answer.text)
-            self._tell(provenance.request_id, *both, decision.features.complexity)
+            self._tell(provenance.request_id, *both, decision.features)
 
     async def join(self) -> None:
         """Wait for the comparison under way."""
@@ -113,7 +114,7 @@ class Shadow:
         return max(allowed, key=lambda c: (c.quality, c.target.id), default=None)
 
     async def _compare(
-        self, request: Request, given: Candidate, other: Candidate, text: str, complexity: float
+        self, request: Request, given: Candidate, other: Candidate, text: str, features: RequestFeatures
     ) -> None:
         body = {name: value for name, value in request.body.items() if name not in _DROPPED}
         call = Call(request.task, other.target, body, f"{request.id}-shadow", payer=request.payer)
@@ -125,10 +126,14 @@ class Shadow:
             return
         answer = answer_of(second, body)
         if answer is not None:
-            self._tell(request.id, (given, text), (other, answer.text), complexity)
+            self._tell(request.id, (given, text), (other, answer.text), features)
 
     def _tell(
-        self, request_id: str, one: tuple[Candidate, str], other: tuple[Candidate, str], complexity: float
+        self,
+        request_id: str,
+        one: tuple[Candidate, str],
+        other: tuple[Candidate, str],
+        features: RequestFeatures,
     ) -> None:
         """Hold one answer against another."""
         found = agreement(one[1], other[1])
@@ -141,12 +146,13 @@ class Shadow:
                 request_id=request_id,
                 source="shadow",
                 target_id=judged.target.id,
-                complexity=complexity,
+                complexity=features.complexity,
                 predicted=_raw_quality(judged),
                 score=found.score,
                 weight=found.weight * reference.quality,
                 note=f"{found.basis}, against {reference.target.id}",
                 is_settled=found.basis != "overlap",
+                kind=features.kind,
             )
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mecroute.context import RequestFeatures
+from mecroute.predict.kind import request_kind
 from mecroute.request import Need, Request, message_text
 
 #: Characters per token of English under common BPE vocabularies (32k to 128k entries).
@@ -63,7 +64,7 @@ def request_features(
     text = request.text()
     prompt_tokens = estimate_tokens(text)
     if request.task in ("embed", "classify", "infer"):
-        return RequestFeatures(0.0, (), prompt_tokens, 0)
+        return RequestFeatures(0.0, (), prompt_tokens, 0, kind=request_kind(request))
     turns = 1
     instructions = text
     needs: set[Need] = set()
@@ -86,6 +87,7 @@ def request_features(
         prompt_tokens=prompt_tokens,
         output_tokens=_output_tokens(instructions, signalled, request.body, usual_output_tokens),
         needs=frozenset(needs),
+        kind=request_kind(request),
     )
 
 

@@ -30,8 +30,9 @@ from mecroute.target import Target, TargetState
 #: Where the availability is no share, as much speaks for a target as against it.
 _UNKNOWN_SHARE = 0.5
 _TOKENS_PER_MESSAGE = 6
-#: What evidence adds to a target's quality at a complexity, and how many judged answers it stands on.
-Adjustment = Callable[[Target, float], tuple[float, float]]
+#: What evidence adds to a target's quality at a complexity and for a kind of request, and how many judged
+#: answers it stands on.
+Adjustment = Callable[[Target, float, str | None], tuple[float, float]]
 Refused = tuple[TargetState, Reason, str | None]
 
 
@@ -87,7 +88,7 @@ class Scoring:
         latency_limit, cost_limit = self._latency_limit, self._cost_limit
         check, in_flight, correction_of = screen.check, self._dispatch.in_flight.get, self._correction
         prompt_tokens, output_tokens, most_tokens = work
-        complexity, adjustment = self.features.complexity, self._adjustment
+        complexity, kind, adjustment = self.features.complexity, self.features.kind, self._adjustment
         has_limits = not (asked.min_quality is asked.max_cost_usd is asked.deadline_ms is None)
         qualities: dict[tuple[object, ...], float] = {}
         for state in targets:
@@ -107,7 +108,7 @@ class Scoring:
             if quality is None:
                 quality = qualities[model] = _share(predict_quality(state, complexity)[0])
             if adjustment is not None:
-                quality = min(1.0, max(0.0, quality + adjustment(target, complexity)[0]))
+                quality = min(1.0, max(0.0, quality + adjustment(target, complexity, kind)[0]))
             if state.input_usd_per_mtok == 0 and state.output_usd_per_mtok == 0:
                 price = 0.0
             else:
@@ -147,12 +148,10 @@ class Scoring:
         predicted, quality_note = predict_quality(state, self.features.complexity)
         quality = predicted = _share(predicted)
         if self._adjustment is not None:
-            by, evidence = self._adjustment(target, self.features.complexity)
+            by, evidence = self._adjustment(target, self.features.complexity, self.features.kind)
             quality = min(1.0, max(0.0, predicted + by))
             if quality != predicted:
-                quality_note += (
-                    f", {quality - predicted:+.3f} by {evidence:.1f} judged answers of this difficulty"
-                )
+                quality_note += f", {quality - predicted:+.3f} by {evidence:.1f} judged answers alike"
         availability = _share(state.availability)
 
         return Candidate(
