@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mecroute.learn.outcomes import read_evaluation, read_training
 from mecroute.learn.routing_metrics import apgr, routing_quality
 
 Run = Callable[..., Any]
@@ -133,6 +134,22 @@ def test_without_a_split_column_a_file_is_used_whole(mecroute: Run, tmp_path: Pa
     assert (found["prompts"], found["trained_rows"]) == (80, 80)
 
 
+@pytest.mark.parametrize(("no", "yes", "split"), [("0.0", "1.0", "train"), ("False", " TRUE", "Train")])
+def test_tables_written_by_others_are_read_alike(no: str, yes: str, split: str, tmp_path: Path) -> None:
+    plain, other = tmp_path / "a.csv", tmp_path / "b.csv"
+    write(plain, rows())
+    spelled = []
+    for row in rows():
+        spelled.append({f" {name} ": value for name, value in row.items()})
+        spelled[-1][" split "] = split if row["split"] == "train" else "dev"
+        for label in ("weak_correct", "strong_correct"):
+            spelled[-1][f" {label} "] = yes if row[label] == "1" else no
+    write(other, spelled)
+    other.write_bytes(b"\xef\xbb\xbf" + other.read_bytes() + b"\r\n\r\n")
+    assert read_training(other) == read_training(plain)
+    assert read_evaluation(other) == read_evaluation(plain)
+
+
 def edited(column: str, value: str, row: int = 3) -> list[dict[str, str]]:
     data = rows()
     data[row][column] = value
@@ -160,6 +177,7 @@ def test_a_bad_cell_is_named_by_row_and_column(
         (b"", "is empty"),
         (b"prompt,weak_correct\nx,1\n", "no column 'strong_correct'"),
         (b"split,prompt,weak_correct,strong_correct\ntrain,x,1\n", "row 2: 3 cells under 4"),
+        (b"prompt,weak_correct,strong_correct\n\n", "no row below its header"),
         (b"split,prompt,weak_correct,strong_correct\ndev,x,1,1\n", "no row whose split is 'train'"),
         (b"split,prompt,weak_correct,strong_correct\ntrain,\xff\xfe,1,1\n", "not UTF-8"),
         (b'split,prompt,weak_correct,strong_correct\ntrain,"x,1,1\n', "not a CSV file"),

@@ -10,6 +10,9 @@ from pathlib import Path
 from mecroute.errors import UsageError
 
 _LABELS = ("weak_correct", "strong_correct")
+#: As people and tables write them: pandas makes 1.0 of a 1 beside a gap, and True of a comparison.
+_LABEL_VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+_TRAIN = "train"
 _MAX_FIELD = 10_000_000
 _SHOWN = 40
 
@@ -50,7 +53,10 @@ def read_evaluation(path: Path, *, answers: bool = False) -> list[Labelled]:
 
 
 def _read(path: Path, answers: bool, *, training: bool) -> list[Labelled]:
-    rows = [row for split, row in _rows(path, answers) if split is None or (split == "train") == training]
+    found = list(_rows(path, answers))
+    if not found:
+        raise UsageError(f"{path} holds no row below its header")
+    rows = [row for split, row in found if split is None or (split == _TRAIN) == training]
     if not rows:
         wanted = "is 'train'" if training else "is other than 'train'"
         raise UsageError(f"{path} holds no row whose split {wanted}")
@@ -66,6 +72,7 @@ def _rows(path: Path, answers: bool) -> Iterator[tuple[str | None, Labelled]]:
             header = next(reader, None)
             if header is None:
                 raise UsageError(f"{path} is empty", hint=f"it needs the columns {', '.join(wanted)}")
+            header = [name.strip() for name in header]
             missing = [name for name in wanted if name not in header]
             if missing:
                 raise UsageError(
@@ -76,6 +83,8 @@ def _rows(path: Path, answers: bool) -> Iterator[tuple[str | None, Labelled]]:
             places = [header.index(name) for name in wanted]
             split = header.index("split") if "split" in header else None
             for number, cells in enumerate(reader, 2):
+                if not cells:  # a blank line, as at the end of many a file
+                    continue
                 if len(cells) != len(header):
                     raise UsageError(f"{path}, row {number}: {len(cells)} cells under {len(header)} columns")
                 yield _row(path, number, [cells[i] for i in places], None if split is None else cells[split])
@@ -92,10 +101,11 @@ def _row(path: Path, number: int, cells: list[str], split: str | None) -> tuple[
         raise UsageError(f"{path}, row {number}, column 'prompt': it is empty")
     labels = []
     for name, cell in zip(_LABELS, cells[1:3], strict=True):
-        if cell.strip() not in ("0", "1"):
+        label = _LABEL_VALUES.get(cell.strip().lower())
+        if label is None:
             raise UsageError(f"{path}, row {number}, column '{name}': {cell[:_SHOWN]!r} is neither 0 nor 1")
-        labels.append(int(cell))
+        labels.append(label)
     if split is not None and not split.strip():
         raise UsageError(f"{path}, row {number}, column 'split': it is empty")
     answer = cells[3] if len(cells) > 3 else ""
-    return None if split is None else split.strip(), Labelled(cells[0], labels[0], labels[1], answer)
+    return None if split is None else split.strip().lower(), Labelled(cells[0], labels[0], labels[1], answer)
