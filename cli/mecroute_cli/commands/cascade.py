@@ -55,7 +55,7 @@ Confidence = Annotated[
 
 def build() -> typer.Typer:
     """`mecroute cascade …`."""
-    noun = Noun("First answers that are judged, and kept or asked for elsewhere.")
+    noun = Noun("When a first answer is good enough to be kept.")
     noun.verb(
         "calibrate",
         calibrate,

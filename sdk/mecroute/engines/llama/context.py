@@ -218,7 +218,8 @@ class DecodeContext:
         size = int(self._lib.llama_state_seq_get_size(self.handle, sequence))
         buffer = bytearray(size)
         written = int(self._lib.llama_state_seq_get_data(self.handle, _address(buffer), size, sequence))
-        if written != size:
+        # What no cells follow is the state of an encoder, which has none.
+        if written != size or size < _STATE_HEAD + _COUNT.size * self._streams:
             return memoryview(b"")
         if self._streams == 1:
             return memoryview(buffer)
