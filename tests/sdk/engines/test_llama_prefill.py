@@ -9,6 +9,7 @@ from mecroute.engines.llama.prefill import (
     MIN_PREFILL_ROWS,
     SHORT_PROMPT_TOKENS,
     SLICE_S,
+    STEPS_PER_SLICE,
     PrefillPace,
     left_of_prompt,
     prefill_rows,
@@ -63,12 +64,32 @@ def test_those_that_generate_and_a_long_prompt_have_half_of_the_time_each() -> N
         rows = pace.slice_rows(speed)
         if rows:
             assert rows == SLICE_S * speed
-            pace.took(rows / speed, sliced=True)
+            pace.took(rows / speed, sliced=1)
             slices += 1
         else:
-            pace.took(step_s, sliced=False)
+            pace.took(step_s, sliced=0)
             steps += 1
     assert slices * SLICE_S == pytest.approx(steps * step_s, rel=0.1)
+
+
+def test_slow_steps_of_those_that_generate_are_not_cut_short() -> None:
+    pace, slices = PrefillPace(), 0
+    for _ in range(500):
+        if pace.slice_rows(400.0):
+            pace.took(SLICE_S, sliced=1)
+            slices += 1
+        else:
+            pace.took(SLICE_S / 4, sliced=0)
+    assert slices == 500 // (STEPS_PER_SLICE + 1)
+
+
+def test_where_several_long_prompts_wait_they_have_more_of_the_time() -> None:
+    pace = PrefillPace()
+    pace.took(1.0, sliced=4)
+    for _ in range(STEPS_PER_SLICE // 4):
+        assert pace.slice_rows(400.0) == 0
+        pace.took(0.05, sliced=0)
+    assert pace.slice_rows(400.0) > 0
 
 
 def test_a_step_never_has_more_rows_than_a_batch() -> None:

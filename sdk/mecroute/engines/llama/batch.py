@@ -21,7 +21,7 @@ class Batch:
         rows: how many there are.
         generating: how many sequences generate.
         decoding: how many rows those have, drafts included.
-        sliced: whether a part of a long prompt is among them, and others generate.
+        sliced: how many long prompts wait of which it has a slice while others generate; 0: it has none.
         choices: sequences that get a token from this step, each with the row whose logits it is chosen from;
             those that generate are the first. The rows of a draft follow that one.
 
@@ -52,9 +52,9 @@ class Batch:
                 slice_rows=slice_rows,
             )
             self._share_out(waiting, rows)
-        self.sliced = self.decoding > 0 and any(
-            left_of_prompt(sequence) > SHORT_PROMPT_TOKENS for sequence, _ in self._prefills
-        )
+        self.sliced = 0
+        if self.decoding and any(_is_long(sequence) for sequence, _ in self._prefills):
+            self.sliced = sum(_is_long(sequence) for sequence in running if sequence.next_token == PREFILLING)
         self._complete: list[tuple[Sequence, int]] = []
         parts = [(sequence, 0) for sequence in generating] + self._prefills
         # llama.cpp computes sequences with streams of their own together if their ids come in a row.
@@ -120,3 +120,7 @@ class Batch:
 
 def _slot_id(part: tuple[Sequence, int]) -> int:
     return part[0].slot.id
+
+
+def _is_long(sequence: Sequence) -> bool:
+    return left_of_prompt(sequence) > SHORT_PROMPT_TOKENS

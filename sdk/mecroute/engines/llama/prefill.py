@@ -10,9 +10,11 @@ from mecroute.engines.llama.sequence import Sequence
 #: came meanwhile: slicing them would only put decoding steps in between, with fewer rows than there could be.
 SHORT_PROMPT_TOKENS = 128
 #: While others generate, a long prompt has slices that take about so long, and between two of them those
-#: that generate have as long: they keep half their speed, and few of their tokens come late. Smaller slices
-#: in every step would delay every token.
+#: that generate have as long, or their part of it where several such prompts wait: beside one they keep half
+#: their speed. Smaller slices in every step would delay every token.
 SLICE_S = 1.0
+#: And at least so many steps, so that fewer than one token in twenty comes late.
+STEPS_PER_SLICE = 24
 #: Never fewer, so that a prompt gets on even while many others generate on a slow machine.
 MIN_PREFILL_ROWS = 32
 
@@ -25,6 +27,7 @@ class PrefillPace:
 
     def __init__(self) -> None:
         self._owed_s = 0.0
+        self._owed_steps = 0
 
     def slice_rows(self, speed: float | None) -> int:
         """How many rows a long prompt may have in a step in which others generate; 0: it is their turn.
@@ -32,18 +35,22 @@ class PrefillPace:
         Args:
             speed: measured prompt tokens per second, or None.
         """
-        if self._owed_s > 0:
+        if self._owed_s > 0 or self._owed_steps > 0:
             return 0
         return max(MIN_PREFILL_ROWS, int(speed * SLICE_S) if speed else 0)
 
-    def took(self, seconds: float, *, sliced: bool) -> None:
+    def took(self, seconds: float, *, sliced: int) -> None:
         """Note a step in which some generated.
 
         Args:
             seconds: it took.
-            sliced: whether it had a slice of a long prompt.
+            sliced: how many long prompts wait of which it had a slice; 0: it had none.
         """
-        self._owed_s = seconds if sliced else max(0.0, self._owed_s - seconds)
+        if sliced:
+            # Where many wait, few generate, and the machine is best used by bringing more to that.
+            self._owed_s, self._owed_steps = seconds / sliced, STEPS_PER_SLICE // sliced
+        else:
+            self._owed_s, self._owed_steps = self._owed_s - seconds, self._owed_steps - 1
 
 
 def prefill_rows(waiting: Line[Sequence], *, decoding: int, n_batch: int, slice_rows: int) -> int:
