@@ -48,7 +48,7 @@ Kinds = Annotated[
 
 def build() -> typer.Typer:
     """`mecroute learned …`."""
-    noun = Noun("What was learned from answers: speeds, quality, drift, answer lengths, judged answers.")
+    noun = Noun("What was learned from answers: speeds, quality, drift, answer lengths.")
     noun.verb(
         "list", list_learned, examples("mecroute learned list", "mecroute learned list --kind quality --json")
     )
