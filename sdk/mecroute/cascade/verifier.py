@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import mul
 
-#: On standardised features, so that a few hundred answers outweigh it; flat around this value.
+#: On standardised features, so that a few hundred answers outweigh it.
 _RIDGE = 10.0
 _SCALE_FLOOR = 0.05
 _LIMIT = 4.0
