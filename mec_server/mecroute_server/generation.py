@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from mecroute.engines.llama.engine import Generation, GenerationRequest, LlamaEngine
+from mecroute.engines.llama.engine import GenerationRequest, LlamaEngine
+from mecroute.engines.llama.generation import Answers
 from mecroute.errors import InvalidRequestError
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
 from mecroute_server.framing import OPENAI_EVENTS, Framing
@@ -20,6 +21,9 @@ from mecroute_server.sessions import session_name
 from mecroute_server.slot import Lease
 from mecroute_server.sse import EventStream
 from mecroute_server.tracing import RequestSpan
+
+_T = TypeVar("_T")
+Asked = GenerationRequest | tuple[GenerationRequest, ...]
 
 #: Tokenizing a body larger than this takes long enough to hold up the tokens of other streams.
 _LARGE_BODY_CHARS = 16_384
@@ -64,7 +68,7 @@ class Endpoint:
 
     Attributes:
         id_prefix: what the ids of its answers begin with.
-        parse: reads the body of a request.
+        parse: reads the body of a request; one request to the engine for each prompt.
         whole: waits for the answer and shapes it.
         chunks: shapes the answer piece by piece.
         framing: how the pieces travel.
@@ -72,9 +76,9 @@ class Endpoint:
     """
 
     id_prefix: str
-    parse: Callable[[Mapping[str, Any], LlamaEngine], GenerationRequest]
-    whole: Callable[[Generation, Reply], Awaitable[dict[str, Any]]]
-    chunks: Callable[[Generation, Reply], AsyncIterator[dict[str, Any]]]
+    parse: Callable[[Mapping[str, Any], LlamaEngine], Asked]
+    whole: Callable[[Answers, Reply], Awaitable[dict[str, Any]]]
+    chunks: Callable[[Answers, Reply], AsyncIterator[dict[str, Any]]]
     framing: Framing = OPENAI_EVENTS
     wants_stream: Callable[[Mapping[str, Any]], bool] = wants_stream
 
@@ -98,10 +102,13 @@ async def generate(request: Request, node: Node, endpoint: Endpoint, body: Mappi
         held.callback(lease.release)
         streams = endpoint.wants_stream(body)
         session = session_name(request.headers)
-        asked = await parse_off_loop(endpoint.parse, body, lease.engine)
-        if asked.adapters:
-            await asyncio.to_thread(lease.engine.prepare, asked)
-        generation = lease.engine.submit(replace(asked, session=session) if session else asked)
+        parsed = await parse_off_loop(endpoint.parse, body, lease.engine)
+        asked = parsed if isinstance(parsed, tuple) else (parsed,)
+        if asked[0].adapters:
+            await asyncio.to_thread(lease.engine.prepare, asked[0])
+        if session:
+            asked = tuple(replace(one, session=session) for one in asked)
+        generation = lease.engine.submit_all(asked)
         held.callback(generation.cancel)
         answer_id = f"{endpoint.id_prefix}{request.state.request_id.removeprefix('req-')}"
         reply = Reply(id=answer_id, model=lease.ref, body=body, load_s=load_s)
@@ -158,10 +165,10 @@ async def lend(request: Request, node: Node, body: Mapping[str, Any]) -> Lease:
 
 
 async def parse_off_loop(
-    parse: Callable[[Mapping[str, Any], LlamaEngine], GenerationRequest],
+    parse: Callable[[Mapping[str, Any], LlamaEngine], _T],
     body: Mapping[str, Any],
     engine: LlamaEngine,
-) -> GenerationRequest:
+) -> _T:
     """Read a body, in a thread where that takes long."""
     if len(str(body)) <= _LARGE_BODY_CHARS:
         return parse(body, engine)
@@ -175,11 +182,13 @@ def record_embedding(request: Request, node: Node, ref: str, prompt_tokens: int)
         span.embedded(prompt_tokens)
 
 
-def _count(request: Request, node: Node, lease: Lease, generation: Generation) -> bool:
+def _count(request: Request, node: Node, lease: Lease, generation: Answers) -> bool:
     """Count a generation once it is complete; whether it is."""
     if generation.usage is None:
         return False
-    node.metrics.record_generation(lease.ref, generation.usage)
+    for one in generation.generations:
+        assert one.usage is not None
+        node.metrics.record_generation(lease.ref, one.usage)
     if (span := _span_of(request)) is not None:
         span.generated(generation)
     return True

@@ -42,6 +42,7 @@ _TEXT: _Schema = {"type": "string"}
 _NAME: _Schema = {"type": "string", "minLength": 1}
 _FLAG: _Schema = {"type": "boolean"}
 _STOPS = {**_list(_NAME), "maxItems": 16}
+_TOKEN: _Schema = {"type": "integer"}
 _TOKENS: _Schema = _list(_whole(0), 1)
 _TEXTS: _Schema = {"anyOf": [_NAME, _list(_NAME, 1)]}
 
@@ -103,7 +104,13 @@ BODIES: dict[str, _Schema] = {
         response_format=_object("type", type=_one_of("text", "json_object")),
     ),
     "/v1/completions": _object(
-        "model prompt", **_OPENAI, prompt={"anyOf": [_TEXT, _list({"type": "integer"}, 1)]}
+        "model prompt",
+        **_OPENAI,
+        prompt={"anyOf": [_TEXT, _list(_TOKEN, 1), _list({"anyOf": [_TEXT, _list(_TOKEN, 1)]}, 1)]},
+        suffix=_TEXT,
+        echo=_FLAG,
+        n=_whole(1, 128),
+        best_of=_whole(1, 128),
     ),
     "/v1/embeddings": _object(
         "model input",
@@ -157,6 +164,7 @@ BODIES: dict[str, _Schema] = {
         "model",
         **_OLLAMA,
         prompt=_TEXT,
+        suffix=_TEXT,
         system=_TEXT,
         raw=_FLAG,
         format={"anyOf": [_one_of("json", ""), _SCHEMA]},

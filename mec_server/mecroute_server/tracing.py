@@ -9,6 +9,7 @@ configured.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span
 
-    from mecroute.engines.llama.engine import Generation
+    from mecroute.engines.llama.generation import Answers, Generation
 
 _log = logging.getLogger(__name__)
 
@@ -104,15 +105,16 @@ class RequestSpan:
         # Phases are measured by another clock than spans are: both are read once, here.
         self._epoch_ns, self._perf_s = time.time_ns(), time.perf_counter()
 
-    def generated(self, generation: Generation) -> None:
-        """Note a generation that is complete, and its phases."""
-        usage = generation.usage
+    def generated(self, answers: Answers) -> None:
+        """Note an answer that is complete, and its phases: of several prompts those of the first."""
+        usage = answers.usage
         if usage is None:
             return
+        generation = min(answers.generations, key=_first_token_ms)
         self._span.set_attributes(
             {
                 "gen_ai.request.max_tokens": generation.max_tokens,
-                "gen_ai.request.choice.count": generation.request.n,
+                "gen_ai.request.choice.count": sum(request.n for request in answers.requests),
                 "gen_ai.usage.input_tokens": usage.prompt_tokens,
                 "gen_ai.usage.output_tokens": usage.completion_tokens,
                 "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
@@ -156,6 +158,10 @@ class RequestSpan:
         if status >= 500:
             span.set_status(StatusCode.ERROR)
         span.end()
+
+
+def _first_token_ms(generation: Generation) -> float:
+    return generation.usage.ttft_ms if generation.usage is not None else math.inf
 
 
 def open_tracing(endpoint: str | None, *, node: str, zone: str | None, region: str | None) -> Tracing | None:

@@ -208,6 +208,8 @@ def test_the_client_gets_its_own_errors(client: ollama.Client, stream: bool) -> 
         ("/api/generate", {"prompt": "x", "images": ["YQ=="]}, "images"),
         ("/api/generate", {"prompt": "x", "context": [1, 2]}, "context"),
         ("/api/generate", {"prompt": "x", "raw": True, "system": "y"}, "system"),
+        ("/api/generate", {"prompt": "x", "suffix": "z", "system": "y"}, "system"),
+        ("/api/generate", {"suffix": "z", "format": "json"}, "format"),
         ("/api/embed", {"input": []}, "input"),
         ("/api/embed", {"input": "x", "dimensions": 65}, "dimensions"),
         ("/api/embed", {"input": "word " * 400}, "input"),

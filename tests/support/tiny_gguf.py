@@ -57,6 +57,7 @@ def write_tiny_gguf(
     context_length: int = 256,
     says: str | None = None,
     chat_template: bool = True,
+    infill: bool = False,
 ) -> Path:
     """Write a loadable GGUF model of about 0.5 MB.
 
@@ -68,12 +69,18 @@ def write_tiny_gguf(
             byte a token, whatever comes before (after one of its bytes it goes on from there, after
             anything else it starts at the first). None: weights are random and the output means nothing.
         chat_template: whether the file carries a ChatML template.
+        infill: whether its vocabulary ends with the three tokens of fill-in-the-middle.
 
     Returns:
         `path`.
     """
     rng = np.random.default_rng(seed)
     tokens, scores, types = _vocabulary()
+    if infill:
+        for name in ("prefix", "suffix", "middle"):
+            tokens.append(f"<|fim_{name}|>")
+            scores.append(0.0)
+            types.append(int(gguf.TokenType.CONTROL))
 
     def random(*shape: int, scale: float) -> npt.NDArray[np.float32]:
         return (rng.standard_normal(shape) * scale).astype(np.float32)
@@ -125,6 +132,10 @@ def write_tiny_gguf(
     writer.add_eot_token_id(IM_END)
     writer.add_add_bos_token(True)
     writer.add_add_space_prefix(False)
+    if infill:
+        keys = gguf.Keys.Tokenizer
+        for at, key in enumerate((keys.FIM_PRE_ID, keys.FIM_SUF_ID, keys.FIM_MID_ID), len(tokens) - 3):
+            writer.add_uint32(key, at)
     if chat_template:
         writer.add_chat_template(CHAT_TEMPLATE)
 

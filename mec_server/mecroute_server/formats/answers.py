@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mecroute.engines.llama.engine import Generation, GenerationEvent, Usage
+from mecroute.engines.llama.engine import GenerationEvent, Usage
+from mecroute.engines.llama.generation import Answers
 from mecroute.engines.llama.tool_calls import AnswerParts, ToolCall
 from mecroute.errors import TierUnreachableError
 
@@ -35,7 +36,7 @@ class WholeAnswer:
         return text.strip() if self.calls else text
 
 
-async def read_whole(generation: Generation) -> WholeAnswer:
+async def read_whole(generation: Answers) -> WholeAnswer:
     """Wait for a generation's end; cancels it when the waiting is.
 
     Raises:
@@ -47,7 +48,7 @@ async def read_whole(generation: Generation) -> WholeAnswer:
         raise TierUnreachableError(
             "the generation was cancelled before its end", hint="send the request again", retryable=True
         )
-    reader = AnswerParts(generation.request.functions)
+    reader = AnswerParts(generation.requests[0].functions)
     parts: list[str | ToolCall] = []
     texts: list[str] = []
     for event in events:

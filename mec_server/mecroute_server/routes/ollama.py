@@ -134,7 +134,7 @@ async def show(request: Request, node: CurrentNode) -> JSONResponse:
                 f"{family}.embedding_length": facts.embedding_length,
                 "tokenizer.ggml.model": facts.tokenizer_model,
             },
-            "capabilities": ["completion", "tools"],
+            "capabilities": _capabilities(engine),
         }
     )
 
@@ -192,6 +192,13 @@ def _listed(slot: ModelSlot) -> dict[str, Any]:
         "digest": model.digest.removeprefix("sha256:") if model else "",
         "details": details,
     }
+
+
+def _capabilities(engine: LlamaEngine) -> list[str]:
+    """In Ollama's words."""
+    if not engine.generates:
+        return ["embedding"] if engine.pooling != "rank" else []
+    return ["completion", "tools", *(["insert"] if engine.can_infill else [])]
 
 
 def _details(family: str, parameters: int, quantization: str) -> dict[str, Any]:

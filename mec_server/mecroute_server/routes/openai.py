@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from mecroute.engines.llama import openai as shapes
-from mecroute.engines.llama.engine import Generation
+from mecroute.engines.llama.generation import Answers
 from mecroute.errors import ModelNotFoundError
 from mecroute_server.body import read_json_object
 from mecroute_server.dialects import dialect_of
@@ -23,19 +23,19 @@ from mecroute_server.slot import ModelSlot
 router = APIRouter(prefix="/v1")
 
 
-def _chat_whole(generation: Generation, reply: Reply) -> Awaitable[dict[str, Any]]:
+def _chat_whole(generation: Answers, reply: Reply) -> Awaitable[dict[str, Any]]:
     return shapes.chat_completion(generation, reply.model, reply.id)
 
 
-def _chat_chunks(generation: Generation, reply: Reply) -> AsyncIterator[dict[str, Any]]:
+def _chat_chunks(generation: Answers, reply: Reply) -> AsyncIterator[dict[str, Any]]:
     return shapes.chat_chunks(generation, reply.model, shapes.wants_usage(reply.body), reply.id)
 
 
-def _text_whole(generation: Generation, reply: Reply) -> Awaitable[dict[str, Any]]:
+def _text_whole(generation: Answers, reply: Reply) -> Awaitable[dict[str, Any]]:
     return shapes.text_completion(generation, reply.model, reply.id)
 
 
-def _text_chunks(generation: Generation, reply: Reply) -> AsyncIterator[dict[str, Any]]:
+def _text_chunks(generation: Answers, reply: Reply) -> AsyncIterator[dict[str, Any]]:
     return shapes.text_chunks(generation, reply.model, shapes.wants_usage(reply.body), reply.id)
 
 

@@ -75,7 +75,7 @@ class DeviceTier:
                 vectors, tokens=tokens, model=call.target.model, as_base64=asked.as_base64
             )
         if call.task == "completion":
-            generation = engine.submit(openai.parse_completion(call.body, engine))
+            generation = engine.submit_all(openai.parse_completion(call.body, engine))
             with generation:
                 return await openai.text_completion(generation, model=call.target.model, id=call.request_id)
         generation = engine.submit(openai.parse_chat(call.body, engine))
@@ -87,9 +87,12 @@ class DeviceTier:
         from mecroute.engines.llama import openai
 
         engine = await self._engine(call.target)
-        parse = openai.parse_chat if call.task == "chat" else openai.parse_completion
-        with engine.submit(parse(call.body, engine)) as generation:
-            shape = openai.chat_chunks if call.task == "chat" else openai.text_chunks
+        if call.task == "chat":
+            answers, shape = engine.submit_all((openai.parse_chat(call.body, engine),)), openai.chat_chunks
+        else:
+            answers = engine.submit_all(openai.parse_completion(call.body, engine))
+            shape = openai.text_chunks
+        with answers as generation:
             async for chunk in shape(
                 generation, model=call.target.model, include_usage=True, id=call.request_id
             ):

@@ -88,7 +88,8 @@ def test_an_object_begins_where_one_was_asked_for(engine: Callable[..., LlamaEng
 def test_a_completion_follows_a_grammar(engine: Callable[..., LlamaEngine]) -> None:
     one = engine()
     body = {"prompt": "x", "max_tokens": 9, "grammar": 'root ::= "ok" [0-9]{2}'}
-    text = answer(one, parse_completion(body, one))
+    (request,) = parse_completion(body, one)
+    text = answer(one, request)
     assert text[:2] == "ok"
     assert text[2:].isdigit()
 

@@ -93,8 +93,8 @@ def test_legacy_logprobs_say_where_each_token_begins(talking: LlamaEngine) -> No
     body = {"prompt": "x", "temperature": 0, "max_tokens": 9, "logprobs": 2}
 
     async def run() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        one = await text_completion(talking.submit(parse_completion(body, talking)), "tiny", "x")
-        generation = talking.submit(parse_completion(body, talking))
+        one = await text_completion(talking.submit_all(parse_completion(body, talking)), "tiny", "x")
+        generation = talking.submit_all(parse_completion(body, talking))
         return one, [chunk async for chunk in text_chunks(generation, "tiny", False, "x")]
 
     answer, chunks = asyncio.run(run())

@@ -6,14 +6,15 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from mecroute.engines.llama.engine import Generation, GenerationEvent, Usage
+from mecroute.engines.llama.engine import GenerationEvent, Usage
+from mecroute.engines.llama.generation import Answers
 from mecroute.engines.llama.tool_calls import AnswerParts, ToolCall
 from mecroute_server.formats.answers import read_whole
 from mecroute_server.framing import Framing, encode_named_event, failure_in
 from mecroute_server.generation import Reply
 
 
-async def message(generation: Generation, reply: Reply) -> dict[str, Any]:
+async def message(generation: Answers, reply: Reply) -> dict[str, Any]:
     """The whole answer."""
     answer = await read_whole(generation)
     blocks: list[dict[str, Any]] = []
@@ -30,9 +31,9 @@ async def message(generation: Generation, reply: Reply) -> dict[str, Any]:
     }
 
 
-async def events(generation: Generation, reply: Reply) -> AsyncIterator[dict[str, Any]]:
+async def events(generation: Answers, reply: Reply) -> AsyncIterator[dict[str, Any]]:
     """The answer as events. How much of the prompt was cached is known, and said, at the end."""
-    parts = AnswerParts(generation.request.functions)
+    parts = AnswerParts(generation.requests[0].functions)
     blocks = _Blocks()
     with generation:
         opened = False
@@ -41,7 +42,7 @@ async def events(generation: Generation, reply: Reply) -> AsyncIterator[dict[str
                 # With the first token and not before: until then an error can still be an HTTP status.
                 opened = True
                 yield _start(generation, reply)
-                if not generation.request.functions:
+                if not generation.requests[0].functions:
                     yield blocks.open(_text_block(""))
                 yield {"type": "ping"}
             for part in parts.take(event):
@@ -109,9 +110,9 @@ def _frame(reply: Reply) -> dict[str, Any]:
     return {"id": reply.id, "type": "message", "role": "assistant", "model": reply.model}
 
 
-def _start(generation: Generation, reply: Reply) -> dict[str, Any]:
+def _start(generation: Answers, reply: Reply) -> dict[str, Any]:
     usage = {
-        "input_tokens": len(generation.request.prompt),
+        "input_tokens": len(generation.requests[0].prompt),
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": 0,
         "output_tokens": 0,
@@ -120,12 +121,12 @@ def _start(generation: Generation, reply: Reply) -> dict[str, Any]:
     return {"type": "message_start", "message": message}
 
 
-def _stop(generation: Generation, last: GenerationEvent, *, calls: bool) -> dict[str, str | None]:
+def _stop(generation: Answers, last: GenerationEvent, *, calls: bool) -> dict[str, str | None]:
     if last.stop_met is not None:
         reason = "stop_sequence"
     elif last.finish_reason == "stop":
         reason = "tool_use" if calls else "end_turn"
-    elif generation.max_tokens < generation.request.max_tokens:
+    elif generation.generations[0].max_tokens < generation.requests[0].max_tokens:
         reason = "model_context_window_exceeded"
     else:
         reason = "max_tokens"

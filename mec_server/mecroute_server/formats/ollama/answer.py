@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from mecroute.engines.llama.engine import Generation, Usage
+from mecroute.engines.llama.engine import Usage
+from mecroute.engines.llama.generation import Answers
 from mecroute.engines.llama.tool_calls import AnswerParts, ToolCall
 from mecroute_server.formats.answers import read_whole
 from mecroute_server.framing import Framing, encode_json, failure_in
@@ -27,22 +28,22 @@ def _generate(content: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
     return {"response": content}
 
 
-async def chat_whole(generation: Generation, reply: Reply) -> dict[str, Any]:
+async def chat_whole(generation: Answers, reply: Reply) -> dict[str, Any]:
     """The whole answer of `/api/chat`."""
     return await _whole(generation, reply, _chat)
 
 
-async def generate_whole(generation: Generation, reply: Reply) -> dict[str, Any]:
+async def generate_whole(generation: Answers, reply: Reply) -> dict[str, Any]:
     """The whole answer of `/api/generate`."""
     return await _whole(generation, reply, _generate)
 
 
-def chat_pieces(generation: Generation, reply: Reply) -> AsyncIterator[dict[str, Any]]:
+def chat_pieces(generation: Answers, reply: Reply) -> AsyncIterator[dict[str, Any]]:
     """The answer of `/api/chat` in pieces; the last one has no text and says what it took."""
     return _pieces(generation, reply, _chat)
 
 
-def generate_pieces(generation: Generation, reply: Reply) -> AsyncIterator[dict[str, Any]]:
+def generate_pieces(generation: Answers, reply: Reply) -> AsyncIterator[dict[str, Any]]:
     """The same for `/api/generate`."""
     return _pieces(generation, reply, _generate)
 
@@ -61,7 +62,7 @@ def _loaded(model: str, put: _Put, reason: str) -> dict[str, Any]:
     return {**_frame(model), **put("", []), "done": True, "done_reason": reason}
 
 
-async def _whole(generation: Generation, reply: Reply, put: _Put) -> dict[str, Any]:
+async def _whole(generation: Answers, reply: Reply, put: _Put) -> dict[str, Any]:
     answer = await read_whole(generation)
     return {
         **_frame(reply.model),
@@ -72,8 +73,8 @@ async def _whole(generation: Generation, reply: Reply, put: _Put) -> dict[str, A
     }
 
 
-async def _pieces(generation: Generation, reply: Reply, put: _Put) -> AsyncIterator[dict[str, Any]]:
-    parts = AnswerParts(generation.request.functions)
+async def _pieces(generation: Answers, reply: Reply, put: _Put) -> AsyncIterator[dict[str, Any]]:
+    parts = AnswerParts(generation.requests[0].functions)
     calls = 0
     with generation:
         async for event in generation:

@@ -23,11 +23,10 @@ from mecroute_server.formats.fields import (
 #: Fields that do not change what the answer says.
 _NEUTRAL = frozenset({"model", "name", "stream", "keep_alive"})
 _CHAT = _NEUTRAL | {"messages", "options", "format", "tools"}
-_GENERATE = _NEUTRAL | {"prompt", "system", "raw", "options", "format"}
+_GENERATE = _NEUTRAL | {"prompt", "suffix", "system", "raw", "options", "format"}
 _EMPTY: dict[str, tuple[Any, ...]] = {
     "think": (False,),
     "images": ([],),
-    "suffix": ("",),
     "template": ("",),
     "context": ([],),
     "logprobs": (False,),
@@ -68,7 +67,7 @@ def asks_nothing(body: Mapping[str, Any]) -> bool:
     """Whether a request only wants the model to be in memory, as Ollama's clients do before the first one, or
     to leave it.
     """
-    if body.get("messages") or body.get("prompt"):
+    if body.get("messages") or body.get("prompt") or body.get("suffix"):
         return False
     # A system prompt alone is a prompt for a model, and an empty one from a body without any is not.
     return not body.get("system")
@@ -89,20 +88,24 @@ def parse_chat(body: Mapping[str, Any], engine: LlamaEngine) -> GenerationReques
 
 
 def parse_generate(body: Mapping[str, Any], engine: LlamaEngine) -> GenerationRequest:
-    """Read the body of `/api/generate`: the prompt is a user's message, or with `raw` just text.
+    """Read the body of `/api/generate`: the prompt is a user's message, with `raw` just text, and with a
+    `suffix` what stands before the gap that the answer fills.
 
     Raises:
         InvalidRequestError: names the field that is missing, wrong or not supported.
     """
     fields = known_fields(body, _GENERATE, _EMPTY)
     prompt, system = text(fields, "prompt") or "", text(fields, "system")
-    sampling = _sampling(fields, engine)
-    if flag(fields, "raw"):
+    sampling, suffix = _sampling(fields, engine), text(fields, "suffix")
+    if flag(fields, "raw") or suffix:
+        beside = "suffix" if suffix else "raw"
         if system:
-            raise unsupported("'system' together with 'raw'")
+            raise unsupported(f"'system' together with '{beside}'")
         if _form(fields):
-            raise unsupported("'format' together with 'raw'")
-        return openai.parse_completion({"prompt": prompt, **sampling}, engine)
+            raise unsupported(f"'format' together with '{beside}'")
+        completion = {"prompt": prompt, "suffix": suffix, **sampling}
+        (request,) = openai.parse_completion(completion, engine)
+        return request
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
     with renamed(_NAMES):

@@ -6,7 +6,8 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from mecroute.engines.llama.engine import Generation, GenerationEvent, Usage
+from mecroute.engines.llama.engine import GenerationEvent, Usage
+from mecroute.engines.llama.generation import Answers
 from mecroute.engines.llama.tool_calls import AnswerParts, ToolCall
 from mecroute.errors import MecrouteError
 from mecroute_server.formats.answers import read_whole
@@ -16,7 +17,7 @@ from mecroute_server.generation import Reply
 _Event = dict[str, Any]
 
 
-async def response(generation: Generation, reply: Reply) -> dict[str, Any]:
+async def response(generation: Answers, reply: Reply) -> dict[str, Any]:
     """The whole answer."""
     answer = await read_whole(generation)
     output = _Output(reply.id)
@@ -28,7 +29,7 @@ async def response(generation: Generation, reply: Reply) -> dict[str, Any]:
     return _Shape(reply).ended(output.items, answer.last, answer.usage)
 
 
-async def events(generation: Generation, reply: Reply) -> AsyncIterator[_Event]:
+async def events(generation: Answers, reply: Reply) -> AsyncIterator[_Event]:
     """The answer as events, numbered from 0."""
     number = 0
     with generation:
@@ -37,9 +38,9 @@ async def events(generation: Generation, reply: Reply) -> AsyncIterator[_Event]:
             number += 1
 
 
-async def _events(generation: Generation, reply: Reply) -> AsyncIterator[_Event]:
+async def _events(generation: Answers, reply: Reply) -> AsyncIterator[_Event]:
     shape, output = _Shape(reply), _Output(reply.id)
-    parts = AnswerParts(generation.request.functions)
+    parts = AnswerParts(generation.requests[0].functions)
     opened = False
     async for event in generation:
         if not opened:
@@ -47,7 +48,7 @@ async def _events(generation: Generation, reply: Reply) -> AsyncIterator[_Event]
             opened = True
             yield {"type": "response.created", "response": shape.started()}
             yield {"type": "response.in_progress", "response": shape.started()}
-            if not generation.request.functions:
+            if not generation.requests[0].functions:
                 for told in output.open_message():
                     yield told
         for part in parts.take(event):

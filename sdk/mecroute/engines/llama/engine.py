@@ -12,12 +12,14 @@ from mecroute.device.hardware import default_threads
 from mecroute.engines.llama.adapters import AdapterSets
 from mecroute.engines.llama.embedding import Embedder
 from mecroute.engines.llama.generation import (
+    Answers,
     FinishReason,
     Generation,
     GenerationEvent,
     GenerationRequest,
     Usage,
 )
+from mecroute.engines.llama.generation_group import submit_all
 from mecroute.engines.llama.gpu import GpuOptions
 from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.kv_memory import Resident
@@ -108,6 +110,7 @@ class LlamaEngine:
             check_folder(prefix_disk.folder)
         self.name = name or path.stem
         self.n_parallel = n_parallel
+        self._room = n_parallel + max_queue
         self.n_threads = n_threads or default_threads()
         self._model = LlamaModel(path, n_gpu_layers=n_gpu_layers, gpu=gpu)
         self.facts = self._model.facts
@@ -193,9 +196,32 @@ class LlamaEngine:
         self._check_open()
         return self._model.tokenize(text, add_special=add_special)
 
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        """The text of token ids, without control tokens."""
+    def tokenize_infill(self, before: str | Sequence[int], after: str) -> tuple[int, ...]:
+        """The prompt by which a model fills in what stands between two texts.
+
+        Args:
+            before: a text, or its token ids.
+            after: any text.
+
+        Raises:
+            InvalidRequestError: the model was not trained for that: its vocabulary has no tokens that say it.
+        """
         self._check_open()
+        return self._model.tokenize_infill(before, after)
+
+    @property
+    def can_infill(self) -> bool:
+        """Whether `tokenize_infill` works with this model."""
+        return self._model.infill_tokens is not None
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, without control tokens.
+
+        Raises:
+            InvalidRequestError: one is not in the vocabulary.
+        """
+        self._check_open()
+        self._check_tokens(tokens, "the prompt")
         return self._model.detokenize(tokens).decode("utf-8", "replace")
 
     def check_vocabulary(self) -> None:
@@ -231,12 +257,7 @@ class LlamaEngine:
             raise InvalidRequestError("the prompt has no tokens", hint="send at least one token")
         if request.max_tokens < 1:
             raise InvalidRequestError(f"max_tokens is {request.max_tokens}", hint="it must be at least 1")
-        # llama.cpp aborts a whole batch for one token that is not in the vocabulary.
-        if min(request.prompt) < 0 or max(request.prompt) >= self._model.n_vocab:
-            raise InvalidRequestError(
-                f"the prompt has a token outside the vocabulary of {self._model.n_vocab}",
-                hint="tokenize the prompt with this model",
-            )
+        self._check_tokens(request.prompt, "the prompt")
         if any(not 0 <= token < self._model.n_vocab for token, _ in request.sampling.logit_bias):
             raise InvalidRequestError(
                 f"logit_bias has a token outside the vocabulary of {self._model.n_vocab}",
@@ -254,6 +275,31 @@ class LlamaEngine:
                 Grammar(self._model, request.constraint).close()
         scheduler = self._adapters if request.adapters else self._scheduler
         return scheduler.submit(request)
+
+    def submit_all(self, requests: Sequence[GenerationRequest]) -> Answers:
+        """Submit the requests that one caller's request for several prompts is made of: all, or none.
+
+        Args:
+            requests: at least one.
+
+        Raises: as `submit`; InvalidRequestError also where they are more than the engine holds.
+        """
+        answers = sum(request.n for request in requests)
+        if len(requests) > 1 and answers > self._room:
+            raise InvalidRequestError(
+                f"{len(requests)} prompts ask for {answers} answers, "
+                f"and {self.name} holds {self._room} requests",
+                hint=f"ask for at most {self._room} at a time",
+            )
+        return submit_all(self.submit, requests)
+
+    def _check_tokens(self, tokens: Sequence[int], what: str) -> None:
+        # llama.cpp aborts a whole batch for one token that is not in the vocabulary.
+        if tokens and (min(tokens) < 0 or max(tokens) >= self._model.n_vocab):
+            raise InvalidRequestError(
+                f"{what} has a token outside the vocabulary of {self._model.n_vocab}",
+                hint="tokenize it with this model",
+            )
 
     def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[list[list[float]], int]:
         """Embed texts: their last hidden states, pooled as the file says (else the mean), at unit length.

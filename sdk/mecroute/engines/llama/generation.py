@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol
 from uuid import uuid4
 
 from mecroute.engines.llama.grammar import Constraint
@@ -22,6 +22,21 @@ FinishReason = Literal["stop", "length"]
 
 def _new_id() -> str:
     return f"gen-{uuid4().hex}"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What of a text completion its caller wants to see; the engine does not look at it.
+
+    Attributes:
+        echo: stands before the text of each answer.
+        keep: how many of the answers, those with the most likely tokens; None: all.
+        logprobs: whether those of its tokens, where there are any.
+    """
+
+    echo: str = ""
+    keep: int | None = None
+    logprobs: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +57,7 @@ class GenerationRequest:
         prefix_keys: names of the beginnings of the conversation that the prompt is made of; see
             `mecroute.prefix_keys`.
         session: the caller's name for the conversation, or None.
+        shown: what of a text completion its reader shows.
         id: names the request in logs and errors.
         submitter: for whom it is made; default: the task's, see `submitting`.
     """
@@ -57,6 +73,7 @@ class GenerationRequest:
     n: int = 1
     prefix_keys: tuple[str, ...] = ()
     session: str | None = None
+    shown: Shown = Shown()
     id: str = field(default_factory=_new_id)
     submitter: Submitter = field(default_factory=current_submitter, compare=False, repr=False)
 
@@ -137,6 +154,35 @@ class GenerationEvent:
     stop_met: str | None = None
 
 
+class Answers(Protocol):
+    """What shapes an answer from: a `Generation`, or several that are read as one (`GenerationGroup`)."""
+
+    @property
+    def generations(self) -> tuple[Generation, ...]:
+        """Those that it consists of, one for each prompt."""
+        ...
+
+    @property
+    def requests(self) -> tuple[GenerationRequest, ...]:
+        """What was asked, one for each prompt; the answers are counted through all of them."""
+        ...
+
+    @property
+    def usage(self) -> Usage | None:
+        """What all answers took, once the last event of each has been read."""
+        ...
+
+    def cancel(self) -> None:
+        """See `Generation.cancel`."""
+        ...
+
+    def __enter__(self) -> Answers: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def __aiter__(self) -> AsyncIterator[GenerationEvent]: ...
+
+
 class Generation:
     """An answer in the making. Read it with `for` or `async for`, by one consumer, once.
 
@@ -199,6 +245,16 @@ class Generation:
     def id(self) -> str:
         """The request's id."""
         return self.request.id
+
+    @property
+    def generations(self) -> tuple[Generation, ...]:
+        """Itself alone; see `Answers`."""
+        return (self,)
+
+    @property
+    def requests(self) -> tuple[GenerationRequest, ...]:
+        """Its one request; see `Answers`."""
+        return (self.request,)
 
     @property
     def done(self) -> bool:

@@ -12,7 +12,7 @@ from mecroute.engines.llama import native
 from mecroute.engines.llama.chat_template import ChatTemplate
 from mecroute.engines.llama.gpu import GpuOptions
 from mecroute.engines.llama.pooling import Pooling, gives_probabilities, pooling_of
-from mecroute.errors import InvalidModelFileError
+from mecroute.errors import InvalidModelFileError, InvalidRequestError
 from mecroute_registry.gguf import read_gguf
 
 #: What of a sequence's memory another sequence may take over: any beginning, only all of it, or nothing.
@@ -70,6 +70,10 @@ class LlamaModel:
         self.can_drop_suffix = self.prefix_sharing == "any"
         bos, eos = int(lib.llama_vocab_bos(self.vocab)), int(lib.llama_vocab_eos(self.vocab))
         self.bos_token = bos if bos >= 0 else None
+        self._adds_bos = bool(lib.llama_vocab_get_add_bos(self.vocab))
+        #: What stands before the text before a gap, before the text after it, and before what fills it; None
+        #: where the model knows no gaps.
+        self.infill_tokens = _infill_tokens(lib, self.vocab)
         try:
             template = lib.llama_model_chat_template(self.handle, None)
             self.chat_template = ChatTemplate(
@@ -105,6 +109,24 @@ class LlamaModel:
             if count >= 0:
                 return tuple(tokens[:count])
             room = -count
+
+    def tokenize_infill(self, before: str | Sequence[int], after: str) -> tuple[int, ...]:
+        """The prompt by which the model fills in what stands between two texts, as llama.cpp writes it.
+
+        Raises:
+            InvalidRequestError: the model knows no such prompt.
+        """
+        if self.infill_tokens is None:
+            raise InvalidRequestError(
+                "suffix: this model cannot fill in text, its vocabulary has no tokens for that",
+                hint="leave it out, or ask a model that was trained for it (a coder, mostly)",
+            )
+        prefix, suffix, middle = self.infill_tokens
+        if isinstance(before, str):
+            before = self.tokenize(before, add_special=False, parse_special=False)
+        rest = self.tokenize(after, add_special=False, parse_special=False)
+        begin = (self.bos_token,) if self.bos_token is not None and self._adds_bos else ()
+        return (*begin, prefix, *before, suffix, *rest, middle)
 
     def tokenize_pair(self, query: str, document: str) -> tuple[int, ...]:
         """A query and a document as a reranker reads them: by its own prompt, or parted by its separators."""
@@ -179,3 +201,12 @@ class LlamaModel:
         if self.handle:
             self._lib.llama_model_free(self.handle)
             self.handle = None
+
+
+def _infill_tokens(lib: Any, vocab: Any) -> tuple[int, int, int] | None:
+    prefix, suffix, middle = (
+        int(lib.llama_vocab_fim_pre(vocab)),
+        int(lib.llama_vocab_fim_suf(vocab)),
+        int(lib.llama_vocab_fim_mid(vocab)),
+    )
+    return (prefix, suffix, middle) if min(prefix, suffix, middle) >= 0 else None

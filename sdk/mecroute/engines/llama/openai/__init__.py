@@ -1,5 +1,6 @@
 """OpenAI's shapes around the llama.cpp engine, for the device tier and the MEC server alike."""
 
+from mecroute.engines.llama.openai.completion import parse_completion
 from mecroute.engines.llama.openai.embeddings import (
     EmbeddingRequest,
     embeddings_json,
@@ -7,7 +8,7 @@ from mecroute.engines.llama.openai.embeddings import (
     parse_embeddings,
     shortened,
 )
-from mecroute.engines.llama.openai.request import parse_chat, parse_completion, wants_usage
+from mecroute.engines.llama.openai.request import parse_chat, wants_usage
 from mecroute.engines.llama.openai.response import (
     chat_chunks,
     chat_completion,

@@ -101,22 +101,25 @@ class TextChoice:
     Not thread-safe.
     """
 
-    def __init__(self, index: int, request: GenerationRequest) -> None:  # noqa: ARG002 - as ChatChoice has it
+    def __init__(self, index: int, request: GenerationRequest) -> None:
         self._index = index
+        self._shown = request.shown
+        self._echo = request.shown.echo
         self._spelled = b""
 
     def pieces(self, event: GenerationEvent) -> Iterator[dict[str, Any]]:
         """The choices of the chunks that an event makes."""
         logprobs = self._logprobs(event.logprobs)
-        if event.text:
-            yield self._piece(event.text, logprobs)
+        text, self._echo = self._echo + event.text, ""
+        if text:
+            yield self._piece(text, logprobs)
             logprobs = None
         if event.finish_reason is not None:
             yield {**self._piece("", logprobs), "finish_reason": event.finish_reason}
 
     def whole(self, events: Sequence[GenerationEvent]) -> dict[str, Any]:
         """The choice of a whole answer."""
-        text = "".join([event.text for event in events])
+        text = self._echo + "".join([event.text for event in events])
         piece = self._piece(text, self._logprobs([entry for event in events for entry in event.logprobs]))
         return {**piece, "finish_reason": events[-1].finish_reason}
 
@@ -125,7 +128,7 @@ class TextChoice:
 
     def _logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         """The shape of OpenAI's first API; offsets are those of the tokens in this answer's text."""
-        if not entries:
+        if not entries or not self._shown.logprobs:
             return None
         offsets = []
         for entry in entries:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from mecroute.engines.llama.generation import GenerationRequest
 from mecroute.engines.llama.grammar import Constraint
+from mecroute.engines.llama.openai.fields import integer, known, number
 from mecroute.engines.llama.openai.format import parse_form
 from mecroute.engines.llama.openai.lora import parse_lora
 from mecroute.engines.llama.openai.messages import parse_messages
@@ -19,10 +19,10 @@ from mecroute.prefix_keys import prefix_keys
 
 _MAX_STOPS = 16
 #: OpenAI's own limit.
-_MAX_TOP_LOGPROBS = 20
+MAX_TOP_LOGPROBS = 20
 _MAX_BIASES = 1024
 #: OpenAI's own limit; what an engine has room for may be less.
-_MAX_CHOICES = 128
+MAX_CHOICES = 128
 
 #: Fields that decide how the answer travels or is accounted for, not what it says.
 _NEUTRAL = frozenset(
@@ -39,20 +39,10 @@ _SAMPLING = frozenset(
         *("frequency_penalty", "presence_penalty", "repeat_penalty"),
     }
 )
-_COMMON = _NEUTRAL | _SAMPLING | {"max_tokens", "stop", "n", "logit_bias", "logprobs", "grammar", "lora"}
+#: What a chat and a text completion have in common.
+COMMON = _NEUTRAL | _SAMPLING | {"max_tokens", "stop", "n", "logit_bias", "logprobs", "grammar", "lora"}
 _TOOLS = {"tools", "tool_choice", "parallel_tool_calls"}
-_CHAT = _COMMON | {"messages", "max_completion_tokens", "top_logprobs", "response_format"} | _TOOLS
-_COMPLETION = _COMMON | {"prompt", "best_of"}
-
-#: Values with which a field this server has no support for says nothing more than its absence.
-_EMPTY: dict[str, tuple[Any, ...]] = {
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "echo": (False,),
-    "suffix": ("",),
-}
+_CHAT = COMMON | {"messages", "max_completion_tokens", "top_logprobs", "response_format"} | _TOOLS
 
 
 class PromptTokenizer(Protocol):
@@ -75,6 +65,14 @@ class PromptTokenizer(Protocol):
         """See `LlamaEngine.tokenize`."""
         ...
 
+    def tokenize_infill(self, before: str | Sequence[int], after: str) -> tuple[int, ...]:
+        """See `LlamaEngine.tokenize_infill`."""
+        ...
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """See `LlamaEngine.detokenize`."""
+        ...
+
 
 def parse_chat(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRequest:
     """Read the body of a chat completion.
@@ -86,7 +84,7 @@ def parse_chat(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRe
     Raises:
         InvalidRequestError: names the field that is missing, wrong or not supported.
     """
-    fields = _known(body, _CHAT)
+    fields = known(body, _CHAT)
     messages = fields.get("messages")
     if not isinstance(messages, list):
         raise InvalidRequestError("messages is missing or not a list", hint="send a list of messages")
@@ -101,50 +99,14 @@ def parse_chat(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRe
         said = messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else ""
         constraint = Constraint(form.grammar, engine.tokenize(said, add_special=False), form.field)
     prompt = engine.tokenize_chat(messages, tools.offered)
-    limit = _integer(fields, "max_completion_tokens", 1, None)
+    limit = integer(fields, "max_completion_tokens", 1, None)
     if limit is None:
-        limit = _integer(fields, "max_tokens", 1, None)
-    request = _request(
+        limit = integer(fields, "max_tokens", 1, None)
+    request = make_request(
         fields, engine, prompt, limit or engine.n_ctx, _chat_logprobs(fields), constraint, tools.names
     )
     # The very messages that were sent: clients name conversations by them too.
     return replace(request, prefix_keys=tuple(prefix_keys(fields["messages"], tools=fields.get("tools"))))
-
-
-def parse_completion(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRequest:
-    """Read the body of a text completion; its prompt is a text or one list of token ids.
-
-    Args:
-        body: decoded JSON; fields that are null count as absent.
-        engine: tokenizes the prompt.
-
-    Raises:
-        InvalidRequestError: names the field that is missing, wrong or not supported.
-    """
-    fields = _known(body, _COMPLETION)
-    prompt = fields.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
-        prompt = prompt[0]
-    if isinstance(prompt, str):
-        tokens = engine.tokenize(prompt)
-    elif isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
-        tokens = tuple(prompt)
-    elif isinstance(prompt, list) and len(prompt) > 1:
-        raise _unsupported("several prompts in one request")
-    else:
-        raise InvalidRequestError(
-            "prompt is missing or not a text", hint="send a text or a list of token ids"
-        )
-    # 16 is what OpenAI's completions endpoint generates when nothing is said.
-    limit = _integer(fields, "max_tokens", 1, None)
-    top_logprobs = fields.get("logprobs")
-    if top_logprobs is False:
-        top_logprobs = None
-    elif top_logprobs is not None:
-        top_logprobs = _integer(fields, "logprobs", 0, _MAX_TOP_LOGPROBS)
-    form = parse_form(fields)
-    constraint = Constraint(form.grammar, field=form.field) if form is not None else None
-    return _request(fields, engine, tokens, 16 if limit is None else limit, top_logprobs, constraint)
 
 
 def wants_usage(body: Mapping[str, Any]) -> bool:
@@ -161,7 +123,7 @@ def wants_usage(body: Mapping[str, Any]) -> bool:
     return options.get("include_usage") is True
 
 
-def _request(
+def make_request(
     fields: Mapping[str, Any],
     engine: PromptTokenizer,
     prompt: tuple[int, ...],
@@ -170,9 +132,7 @@ def _request(
     constraint: Constraint | None,
     functions: tuple[str, ...] = (),
 ) -> GenerationRequest:
-    n = _integer(fields, "n", 1, _MAX_CHOICES) or 1
-    if fields.get("best_of", 1) not in (1, n):
-        raise _unsupported("best_of above n")
+    """A request for one prompt; what chat and text completions say in the same words is read here."""
     return GenerationRequest(
         prompt=prompt,
         max_tokens=max_tokens,
@@ -180,7 +140,7 @@ def _request(
         stop=_stop(fields.get("stop")),
         top_logprobs=top_logprobs,
         constraint=constraint,
-        n=n,
+        n=integer(fields, "n", 1, MAX_CHOICES) or 1,
         functions=functions,
         adapters=parse_lora(fields.get("lora"), engine.adapters),
     )
@@ -190,7 +150,7 @@ def _chat_logprobs(fields: Mapping[str, Any]) -> int | None:
     wanted = fields.get("logprobs", False)
     if not isinstance(wanted, bool):
         raise InvalidRequestError("logprobs is not true or false")
-    top = _integer(fields, "top_logprobs", 0, _MAX_TOP_LOGPROBS)
+    top = integer(fields, "top_logprobs", 0, MAX_TOP_LOGPROBS)
     if top and not wanted:
         raise InvalidRequestError("top_logprobs is set and logprobs is not", hint="set logprobs to true")
     return (top or 0) if wanted else None
@@ -210,21 +170,21 @@ def _logit_bias(fields: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
             raise InvalidRequestError(f"logit_bias: {token!r} is not a token id")
         if bias is None:
             raise InvalidRequestError(f"logit_bias: the bias of token {token} is not a number")
-        found.append((int(token), _number({"logit_bias": bias}, "logit_bias", -100, 100) or 0.0))
+        found.append((int(token), number({"logit_bias": bias}, "logit_bias", -100, 100) or 0.0))
     return tuple(found)
 
 
 def _sampling(fields: Mapping[str, Any]) -> SamplingParams:
     given: dict[str, Any] = {
-        "temperature": _number(fields, "temperature", 0, 2),
-        "top_p": _number(fields, "top_p", 0, 1),
-        "top_k": _integer(fields, "top_k", 0, 2**31 - 1),
-        "min_p": _number(fields, "min_p", 0, 1),
-        "frequency_penalty": _number(fields, "frequency_penalty", -2, 2),
-        "presence_penalty": _number(fields, "presence_penalty", -2, 2),
-        "repeat_penalty": _number(fields, "repeat_penalty", 0.01, 10),
+        "temperature": number(fields, "temperature", 0, 2),
+        "top_p": number(fields, "top_p", 0, 1),
+        "top_k": integer(fields, "top_k", 0, 2**31 - 1),
+        "min_p": number(fields, "min_p", 0, 1),
+        "frequency_penalty": number(fields, "frequency_penalty", -2, 2),
+        "presence_penalty": number(fields, "presence_penalty", -2, 2),
+        "repeat_penalty": number(fields, "repeat_penalty", 0.01, 10),
     }
-    seed = _integer(fields, "seed", None, None)
+    seed = integer(fields, "seed", None, None)
     # OpenAI's seed is a signed 64-bit number, llama.cpp's an unsigned 32-bit one whose highest means random.
     given["seed"] = None if seed is None else seed % (2**32 - 1)
     given["logit_bias"] = _logit_bias(fields)
@@ -240,39 +200,3 @@ def _stop(value: Any) -> tuple[str, ...]:
     if len(stops) > _MAX_STOPS:
         raise InvalidRequestError(f"stop has {len(stops)} strings", hint=f"send at most {_MAX_STOPS}")
     return tuple(stops)
-
-
-def _known(body: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
-    """The fields that are set; refuses those that would change the answer if they were obeyed."""
-    fields = {name: value for name, value in body.items() if value is not None}
-    for name in fields.keys() - known:
-        if fields[name] not in _EMPTY.get(name, ()):
-            raise _unsupported(f"'{name}'")
-    return fields
-
-
-def _unsupported(what: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{what} is not supported yet by this server", hint="leave it out")
-
-
-def _number(fields: Mapping[str, Any], name: str, low: float, high: float) -> float | None:
-    value = fields.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InvalidRequestError(f"{name} is not a number")
-    if not low <= value <= high:
-        raise InvalidRequestError(f"{name} is {value}", hint=f"it must be between {low} and {high}")
-    return float(value)
-
-
-def _integer(fields: Mapping[str, Any], name: str, low: int | None, high: int | None) -> int | None:
-    value = fields.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequestError(f"{name} is not a whole number")
-    if (low is not None and value < low) or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise InvalidRequestError(f"{name} is {value}", hint=f"it must be {bounds}")
-    return value

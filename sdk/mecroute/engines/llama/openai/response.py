@@ -6,23 +6,22 @@ generation when their reader leaves early.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from mecroute.engines.llama.generation import (
-    Generation,
+    Answers,
     GenerationEvent,
-    GenerationRequest,
     Usage,
-    total_usage,
 )
 from mecroute.engines.llama.openai.choice import ChatChoice, TextChoice
 from mecroute.errors import TierUnreachableError
 
 
 async def chat_chunks(
-    generation: Generation, model: str, include_usage: bool, id: str
+    generation: Answers, model: str, include_usage: bool, id: str
 ) -> AsyncIterator[dict[str, Any]]:
     """Yield `chat.completion.chunk` objects.
 
@@ -35,7 +34,7 @@ async def chat_chunks(
     Raises:
         TierUnreachableError: the engine was closed before the end.
     """
-    answer = _Answer(ChatChoice, "chat.completion.chunk", generation.request, model, id, include_usage)
+    answer = _Answer(ChatChoice, "chat.completion.chunk", generation, model, id, include_usage)
     with generation:
         async for event in generation:
             for chunk in answer.chunks(event):
@@ -43,17 +42,17 @@ async def chat_chunks(
 
 
 async def text_chunks(
-    generation: Generation, model: str, include_usage: bool, id: str
+    generation: Answers, model: str, include_usage: bool, id: str
 ) -> AsyncIterator[dict[str, Any]]:
     """Yield the chunks of a text completion; arguments as for `chat_chunks`."""
-    answer = _Answer(TextChoice, "text_completion", generation.request, model, id, include_usage)
+    answer = _Answer(TextChoice, "text_completion", generation, model, id, include_usage)
     with generation:
         async for event in generation:
             for chunk in answer.chunks(event):
                 yield chunk
 
 
-async def chat_completion(generation: Generation, model: str, id: str) -> dict[str, Any]:
+async def chat_completion(generation: Answers, model: str, id: str) -> dict[str, Any]:
     """Wait for the whole answer and return a `chat.completion` object.
 
     Args:
@@ -66,14 +65,14 @@ async def chat_completion(generation: Generation, model: str, id: str) -> dict[s
     """
     with generation:
         events = [event async for event in generation]
-    return _Answer(ChatChoice, "chat.completion", generation.request, model, id).whole(events)
+    return _Answer(ChatChoice, "chat.completion", generation, model, id).whole(events)
 
 
-async def text_completion(generation: Generation, model: str, id: str) -> dict[str, Any]:
+async def text_completion(generation: Answers, model: str, id: str) -> dict[str, Any]:
     """Wait for the whole answer and return a `text_completion` object; arguments as for `chat_completion`."""
     with generation:
         events = [event async for event in generation]
-    return _Answer(TextChoice, "text_completion", generation.request, model, id).whole(events)
+    return _Answer(TextChoice, "text_completion", generation, model, id).whole(events)
 
 
 class _Answer:
@@ -83,22 +82,22 @@ class _Answer:
         self,
         kind: type[ChatChoice | TextChoice],
         object: str,
-        request: GenerationRequest,
+        answers: Answers,
         model: str,
         id: str,
         include_usage: bool = False,
     ) -> None:
         self._frame = {"id": id, "object": object, "created": int(time.time()), "model": model}
-        self._choices = [kind(index, request) for index in range(request.n)]
+        self._answers = answers
+        self._kind = kind
+        asked = [request for request in answers.requests for _ in range(request.n)]
+        self._choices = [kind(index, request) for index, request in enumerate(asked)]
+        self._unfinished = len(asked)
         self._include_usage = include_usage
-        self._usages: list[Usage] = []
 
     def chunks(self, event: GenerationEvent) -> Iterator[dict[str, Any]]:
-        total: Usage | None = None
-        if event.usage is not None:
-            self._usages.append(event.usage)
-            if len(self._usages) == len(self._choices):
-                total = total_usage(self._usages)
+        self._unfinished -= event.finish_reason is not None
+        total = self._answers.usage if not self._unfinished else None
         for choice in self._choices[event.index].pieces(event):
             chunk = {**self._frame, "choices": [choice]}
             if self._include_usage:
@@ -110,19 +109,37 @@ class _Answer:
             yield {**self._frame, "choices": [], "usage": _usage(total), "timings": _timings(total)}
 
     def whole(self, events: list[GenerationEvent]) -> dict[str, Any]:
-        usages = [event.usage for event in events if event.usage is not None]
-        if len(usages) < len(self._choices):
+        total = self._answers.usage
+        if total is None:
             raise TierUnreachableError(
                 f"the generation {self._frame['id']} was cancelled before its end",
                 hint="send the request again",
                 retryable=True,
             )
-        total = total_usage(usages)
-        choices = [
-            choice.whole([event for event in events if event.index == index])
-            for index, choice in enumerate(self._choices)
-        ]
+        choices: list[dict[str, Any]] = []
+        start = 0
+        for request in self._answers.requests:
+            answers = [
+                [event for event in events if event.index == index]
+                for index in range(start, start + request.n)
+            ]
+            start += request.n
+            if request.shown.keep is not None:
+                answers = _most_likely(answers, request.shown.keep)
+            choices += [
+                self._kind(index, request).whole(answer) for index, answer in enumerate(answers, len(choices))
+            ]
         return {**self._frame, "choices": choices, "usage": _usage(total), "timings": _timings(total)}
+
+
+def _most_likely(answers: list[list[GenerationEvent]], count: int) -> list[list[GenerationEvent]]:
+    """Those whose tokens have the highest mean log-probability, the best first."""
+    return sorted(answers, key=_mean_logprob, reverse=True)[:count]
+
+
+def _mean_logprob(answer: list[GenerationEvent]) -> float:
+    logprobs = [entry.logprob for event in answer for entry in event.logprobs]
+    return sum(logprobs) / len(logprobs) if logprobs else -math.inf
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
