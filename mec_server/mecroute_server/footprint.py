@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +11,7 @@ import psutil
 
 from mecroute.engines.llama.adapters import MAX_SETS
 from mecroute_registry.gguf import GgufFacts, read_gguf
+from mecroute_registry.onnx import read_onnx
 from mecroute_server.settings import ServerSettings
 
 _T = TypeVar("_T")
@@ -36,11 +37,13 @@ class Footprint:
         ram_bytes: of the machine.
         vram_bytes: of its GPUs.
         certain_bytes: the part of `ram_bytes` that is known rather than guessed: weights and KV cache.
+        file_bytes: the size of the model's files.
     """
 
     ram_bytes: int
     vram_bytes: int = 0
     certain_bytes: int = 0
+    file_bytes: int = 0
 
     def measured(self, ram_bytes: int) -> Footprint:
         """The same with what the process really grew by.
@@ -48,7 +51,7 @@ class Footprint:
         Never less than what is certain: a process that has just closed another model grows by less than the
         new one takes, because it reuses what it has.
         """
-        return Footprint(max(ram_bytes, self.certain_bytes), self.vram_bytes, self.certain_bytes)
+        return replace(self, ram_bytes=max(ram_bytes, self.certain_bytes))
 
 
 def estimate_gguf(path: Path, settings: ServerSettings, *, has_gpu: bool) -> Footprint:
@@ -83,6 +86,7 @@ def estimate_gguf(path: Path, settings: ServerSettings, *, has_gpu: bool) -> Foo
         ram_bytes=here + buffers,
         vram_bytes=int((weights + kv) * on_gpu) + (buffers if on_gpu else 0),
         certain_bytes=here,
+        file_bytes=weights,
     )
 
 
@@ -90,15 +94,18 @@ def estimate_onnx(path: Path) -> Footprint:
     """What an ONNX model will take, in RAM: one and a half times its files, and a small one's once more.
 
     Args:
-        path: the model file. What lies beside it under the model's name (`model.onnx.data` and the like)
-            holds its weights where they are too large for one file, and counts as well.
+        path: the model file; the files beside it that hold its tensors count as well.
+
+    Raises:
+        InvalidModelFileError: it cannot be read.
     """
     from mecroute.engines.onnx.engine import MAX_LANES_BYTES
 
-    files = {path, *path.parent.glob(f"{path.name}*"), *path.parent.glob(f"{path.stem}.data*")}
-    size = sum(file.stat().st_size for file in files if file.is_file())
-    factor = _ONNX_LANES_FACTOR if size <= MAX_LANES_BYTES else _ONNX_FACTOR
-    return Footprint(int(size * factor) + _FIXED_BYTES, certain_bytes=size)
+    external = read_onnx(path).external_files
+    size = sum(file.stat().st_size for file in (path, *(path.parent / name for name in external)))
+    # A model in several files has one lane, whatever its size.
+    factor = _ONNX_LANES_FACTOR if size <= MAX_LANES_BYTES and not external else _ONNX_FACTOR
+    return Footprint(int(size * factor) + _FIXED_BYTES, certain_bytes=size, file_bytes=size)
 
 
 def measuring(work: Callable[[], _T]) -> tuple[_T, int]:

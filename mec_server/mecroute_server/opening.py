@@ -16,17 +16,6 @@ if TYPE_CHECKING:
 MAX_ONNX_BATCH = 32
 
 
-def onnx_model_file(path: Path) -> Path:
-    """The model file that an ONNX path means.
-
-    Raises:
-        InvalidModelFileError: the folder has no model, or several.
-    """
-    from mecroute.engines.onnx.encoder import model_file
-
-    return model_file(path)
-
-
 def estimate(path: Path, settings: ServerSettings, *, is_onnx: bool) -> Footprint:
     """What a model will take of memory.
 

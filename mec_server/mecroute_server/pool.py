@@ -20,11 +20,12 @@ from mecroute.errors import (
     OverloadedError,
 )
 from mecroute_registry.facts import ModelVersion, parse_ref
+from mecroute_registry.onnx_folder import model_file
 from mecroute_registry.store import Registry
 from mecroute_server.attempt import attempt
 from mecroute_server.errors import InsufficientMemoryError
 from mecroute_server.footprint import Footprint, measuring
-from mecroute_server.opening import estimate, onnx_model_file, open_engine
+from mecroute_server.opening import estimate, open_engine
 from mecroute_server.residency import AbandonedError, Residency
 from mecroute_server.settings import ServerSettings, served_name
 from mecroute_server.slot import Lease, LoadedModel, ModelSlot, OnnxLease
@@ -364,7 +365,7 @@ class EnginePool:
         # The slot still holds the version before, if there is one, so the new one says what it is.
         is_onnx = model.format == "onnx" if model is not None else slot.is_onnx
         if is_onnx:
-            path = await self._in_loader(onnx_model_file, path)
+            path = await self._in_loader(model_file, path)
         need = await self._in_loader(_estimate, path, self._settings, is_onnx)
         slot.begin("loading", "waiting for room")
         async with self._arranging:
@@ -387,7 +388,7 @@ class EnginePool:
                 raise self._not_ready(slot)
             loaded = LoadedModel(
                 engine,
-                size_bytes=path.stat().st_size,
+                size_bytes=model.size_bytes if model is not None else need.file_bytes,
                 load_s=load_s,
                 on_idle=lambda ended: self.residency.idle(slot, ended),
             )

@@ -20,6 +20,7 @@ from mecroute.engines.llama.adapters import check_adapter
 from mecroute.errors import ConfigError, MecrouteError, NodeNotReadyError, UsageError
 from mecroute_registry.gguf import read_gguf
 from mecroute_registry.onnx import read_onnx
+from mecroute_registry.onnx_folder import model_file
 from mecroute_server.announce import Announcer
 from mecroute_server.app import create_app
 from mecroute_server.connections import ConnectionGuard
@@ -129,8 +130,6 @@ class NodeServer:
                 check_adapter(adapter)
             for path in settings.model_files:
                 if is_onnx_file(path):
-                    from mecroute.engines.onnx.encoder import model_file
-
                     read_onnx(model_file(path))
                 else:
                     read_gguf(path)

@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mecroute.engines.llama.engine import LlamaEngine
 from mecroute.errors import InvalidRequestError, MecrouteError
 from mecroute_registry.facts import ModelVersion, Task
 from mecroute_server.budget import Heat
 
 if TYPE_CHECKING:
-    from mecroute.engines.llama.engine import LlamaEngine
     from mecroute.engines.onnx.engine import OnnxEngine
 
 #: `pulling`: bytes come from the store. `verifying`: their digest is checked. `loading`: the engine reads
@@ -90,14 +90,14 @@ class LoadedModel:
         """Hold the engine of an ONNX model open for one request.
 
         Raises:
-            InvalidRequestError: it is a generative model.
+            InvalidRequestError: it is a GGUF model.
         """
         from mecroute.engines.onnx.engine import OnnxEngine
 
         if not isinstance(self.engine, OnnxEngine):
             raise InvalidRequestError(
-                f"'{ref}' is a generative model, which takes no tensors",
-                hint="ask it with POST /v1/chat/completions",
+                f"'{ref}' is a GGUF model, which takes no tensors",
+                hint=f"ask it with POST {_route_of(self.engine)}",
                 model=ref,
             )
         self.held()
@@ -238,18 +238,12 @@ class ModelSlot:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """What it can be asked for."""
-        if self.model is not None:
-            return self.model.tasks
-        if self.loaded is None:
-            return self.seen_tasks or (("infer",) if self.is_onnx else _GENERATES)
-        engine = self.loaded.engine
-        if not self.is_onnx:
-            vectors: tuple[Task, ...] = () if getattr(engine, "pooling", None) == "rank" else ("embed",)
-            return (*(_GENERATES[:2] if getattr(engine, "generates", True) else ()), *vectors)
-        if getattr(engine, "encoder", None) is not None:
-            return ("embed", "infer")
-        return ("classify", "infer") if getattr(engine, "classifier", None) is not None else ("infer",)
+        """What it can be asked for: what was stated of it, as far as its engine can do that."""
+        stated = self.model.tasks if self.model is not None else ()
+        able = _tasks_of(self.loaded.engine) if self.loaded is not None else self.seen_tasks
+        if not able:
+            return stated or (("infer",) if self.is_onnx else _GENERATES)
+        return tuple(task for task in able if task in stated) or able
 
     @property
     def name(self) -> str:
@@ -318,6 +312,23 @@ class ModelSlot:
                 waiter.set_exception(error)
             else:
                 waiter.set_result(None)
+
+
+def _route_of(engine: LlamaEngine) -> str:
+    """Where a GGUF model is asked."""
+    if engine.generates:
+        return "/v1/chat/completions"
+    return "/v1/rerank" if engine.pooling == "rank" else "/v1/embeddings"
+
+
+def _tasks_of(engine: LlamaEngine | OnnxEngine) -> tuple[Task, ...]:
+    """What an engine can do."""
+    if isinstance(engine, LlamaEngine):
+        generates: tuple[Task, ...] = _GENERATES[:2] if engine.generates else ()
+        return (*generates, "rerank" if engine.pooling == "rank" else "embed")
+    if engine.classifier is not None:
+        return ("rerank" if len(engine.classifier.classes.labels) == 1 else "classify", "infer")
+    return ("embed", "infer") if engine.encoder is not None else ("infer",)
 
 
 def is_onnx_file(path: Path) -> bool:

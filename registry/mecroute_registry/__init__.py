@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mecroute_registry.facts import (
         Evaluation,
         ModelFacts,
+        ModelFile,
         ModelFormat,
         ModelVersion,
         Profile,
@@ -48,6 +49,7 @@ _HOMES = {
     "MecrouteError": "errors",
     "MissingExtraError": "errors",
     "ModelFacts": "facts",
+    "ModelFile": "facts",
     "ModelFormat": "facts",
     "ModelNotFoundError": "errors",
     "ModelVersion": "facts",
@@ -78,6 +80,7 @@ __all__ = [
     "MecrouteError",
     "MissingExtraError",
     "ModelFacts",
+    "ModelFile",
     "ModelFormat",
     "ModelNotFoundError",
     "ModelVersion",

@@ -18,6 +18,19 @@ _FICLONE = 0x40049409
 CHUNK_BYTES = 1 << 20
 
 
+def part_of(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """Return the progress of one file of several.
+
+    Args:
+        progress: of all of them.
+        before: bytes of the files that are done.
+        total: bytes of all files.
+    """
+    if progress is None:
+        return None
+    return lambda done, _: progress(before + done, total)
+
+
 def sha256_bytes(data: bytes) -> str:
     """Return the digest of some bytes."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Literal
+from pathlib import PurePosixPath
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Tier = Literal["device", "mec", "cloud"]
-Task = Literal["chat", "completion", "embed", "classify", "infer"]
+Task = Literal["chat", "completion", "embed", "classify", "rerank", "infer"]
 ModelFormat = Literal["gguf", "onnx"]
 
 #: Name and version follow OCI's repository and tag grammar (distribution-spec 1.1).
@@ -85,17 +86,62 @@ class ModelFacts(BaseModel):
         return tuple(dict.fromkeys(tiers))
 
 
+class ModelFile(BaseModel):
+    """One file of a model version.
+
+    Args:
+        path: where it lies beside the model file, with `/` between folders; never outside of that folder.
+        digest: of its bytes.
+        size_bytes: >= 0.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(min_length=1, max_length=255)
+    digest: Digest
+    size_bytes: int = Field(ge=0)
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        # A store may be anybody's: no path of its manifests leads out of the folder the files are put into.
+        plain = path.isprintable() and "\\" not in path and str(PurePosixPath(path)) == path
+        if not plain or path.startswith("/") or ".." in PurePosixPath(path).parts or path == ".":
+            raise ValueError(f"{path!r} is not the name of a file beside the model file")
+        return path
+
+
 class ModelVersion(ModelFacts):
     """One registered version of a model: its facts, its digests and its size.
 
     `digest` names the OCI manifest (the identity that is deployed and signed); `file_digest` names the
-    bytes of the model file.
+    bytes of the model file. `companions` are the files that lie beside it: an ONNX model's tensors in files
+    of their own, its tokenizer and configuration. `size_bytes` counts them all.
     """
 
     digest: Digest
     file_digest: Digest
     size_bytes: int = Field(ge=1)
+    companions: tuple[ModelFile, ...] = Field(default=(), max_length=1024)
     created: datetime
+
+    @model_validator(mode="after")
+    def _files_fit_together(self) -> Self:
+        paths = [PurePosixPath(file.path) for file in self.files]
+        folders = {folder for path in paths for folder in path.parents}
+        if len(set(paths)) != len(paths) or folders & set(paths):
+            raise ValueError("two of its files have the same name")
+        if self.files[0].size_bytes < 1:
+            raise ValueError("its files are larger than all of it")
+        return self
+
+    @property
+    def files(self) -> tuple[ModelFile, ...]:
+        """Every file, the model file first."""
+        size = self.size_bytes - sum(file.size_bytes for file in self.companions)
+        # Not validated: a size that cannot be is told apart by this class, and not by ModelFile's error.
+        own = ModelFile.model_construct(path=f"model.{self.format}", digest=self.file_digest, size_bytes=size)
+        return (own, *self.companions)
 
     @property
     def ref(self) -> str:

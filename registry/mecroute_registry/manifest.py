@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from mecroute_registry.digest import sha256_bytes
 from mecroute_registry.errors import ArtifactError
-from mecroute_registry.facts import Evaluation, ModelFacts, ModelVersion, Profile
+from mecroute_registry.facts import Evaluation, ModelFacts, ModelFile, ModelVersion, Profile
 from mecroute_registry.oci import (
     CREATED,
     EMPTY_BYTES,
@@ -24,11 +24,13 @@ from mecroute_registry.oci import (
     MODEL_TYPE,
     PROFILE_TYPE,
     REF_NAME,
+    WEIGHT_CONFIG_TYPE,
     WEIGHT_TYPE,
     Descriptor,
     Manifest,
     encode_json,
 )
+from mecroute_registry.onnx_folder import TEXT_FILES
 
 PREFIX = "dev.mecroute."
 #: On the index entry of a measurement, so that a remote index can be filtered without reading manifests.
@@ -47,11 +49,19 @@ class Artifact:
     blobs: dict[str, bytes]
 
 
-def describe_model(facts: ModelFacts, file_digest: str, size_bytes: int) -> Artifact:
-    """Write a model version down.
+def describe_model(
+    facts: ModelFacts, file_digest: str, size_bytes: int, companions: Sequence[ModelFile] = ()
+) -> Artifact:
+    """Write a model version down: one layer for its file, and one for each that lies beside it.
 
     The manifest holds no time stamp, so the same bytes with the same facts have the same digest on every
     machine; when it was registered is said by the index entry.
+
+    Args:
+        facts: what is stated about it.
+        file_digest: of the model file.
+        size_bytes: of the model file alone.
+        companions: the files beside it.
     """
     config = encode_json(
         {
@@ -67,7 +77,10 @@ def describe_model(facts: ModelFacts, file_digest: str, size_bytes: int) -> Arti
                 **({"paramSize": _short_count(facts.parameters)} if facts.parameters else {}),
                 **({"quantization": facts.quantization} if facts.quantization else {}),
             },
-            "modelfs": {"type": "layers", "diffIds": [file_digest]},
+            "modelfs": {
+                "type": "layers",
+                "diffIds": [file_digest, *(companion.digest for companion in companions)],
+            },
         }
     )
     file_name = f"{facts.name.rpartition('/')[2]}-{facts.version}.{facts.format}"
@@ -80,6 +93,15 @@ def describe_model(facts: ModelFacts, file_digest: str, size_bytes: int) -> Arti
                 digest=file_digest,
                 size=size_bytes,
                 annotations={FILE_PATH: file_name},
+            ),
+            *(
+                Descriptor(
+                    media_type=WEIGHT_CONFIG_TYPE if companion.path in TEXT_FILES else WEIGHT_TYPE,
+                    digest=companion.digest,
+                    size=companion.size_bytes,
+                    annotations={FILE_PATH: companion.path},
+                )
+                for companion in companions
             ),
         ),
         annotations=_to_annotations(facts),
@@ -128,17 +150,25 @@ def read_model(entry: Descriptor, manifest: Manifest, where: str) -> ModelVersio
     annotations = manifest.annotations or {}
     if f"{PREFIX}name" not in annotations:
         return None
-    if len(manifest.layers) != 1:
-        raise ArtifactError(f"{where} is damaged: a model has one file", hint=_REBUILD_HINT)
+    if not manifest.layers:
+        raise ArtifactError(f"{where} is damaged: a model has at least one file", hint=_REBUILD_HINT)
     created = (entry.annotations or {}).get(CREATED)
-    layer = manifest.layers[0]
+    layer, *beside = manifest.layers
     try:
         return ModelVersion.model_validate(
             {
                 **_from_annotations(annotations),
                 "digest": entry.digest,
                 "file_digest": layer.digest,
-                "size_bytes": layer.size,
+                "size_bytes": sum(one.size for one in manifest.layers),
+                "companions": [
+                    {
+                        "path": (one.annotations or {}).get(FILE_PATH, ""),
+                        "digest": one.digest,
+                        "size_bytes": one.size,
+                    }
+                    for one in beside
+                ],
                 "created": created or datetime.fromtimestamp(0, UTC),
             }
         )

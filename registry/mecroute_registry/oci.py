@@ -22,6 +22,7 @@ EMPTY_BYTES = b"{}"
 MODEL_TYPE = "application/vnd.cncf.model.manifest.v1+json"
 MODEL_CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
 WEIGHT_TYPE = "application/vnd.cncf.model.weight.v1.raw"
+WEIGHT_CONFIG_TYPE = "application/vnd.cncf.model.weight.config.v1.raw"
 EVALUATION_TYPE = "application/vnd.mecroute.evaluation.v1+json"
 PROFILE_TYPE = "application/vnd.mecroute.profile.v1+json"
 

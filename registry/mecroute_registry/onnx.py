@@ -23,7 +23,8 @@ _MAX_IR_VERSION = 100
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # Field numbers of onnx.proto3.
 _IR_VERSION, _PRODUCER, _GRAPH, _OPSET = 1, 2, 7, 8
-_NODE, _INITIALIZER, _OUTPUT = 1, 5, 12
+_NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12
+_VALUE_NAME = 1
 _DIMS, _DATA_TYPE, _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 9, 13, 14
 
 #: TensorProto.DataType → (name, bits of one element).
@@ -65,6 +66,7 @@ class OnnxFacts:
         parameters: elements of all stored tensors together.
         quantization: type that holds most of them, e.g. `float32` or `int8`; None without any.
         external_files: names of the files beside it that hold tensors.
+        inputs, outputs: names of the graph's.
     """
 
     ir_version: int
@@ -74,6 +76,8 @@ class OnnxFacts:
     parameters: int
     quantization: str | None
     external_files: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 def read_onnx(path: Path) -> OnnxFacts:
@@ -126,6 +130,8 @@ class _Outline:
         self._elements: Counter[str] = Counter()
         self._external: dict[str, int] = {}
         self._nodes = 0
+        self._inputs: list[str] = []
+        self._outputs: list[str] = []
 
     def read(self) -> OnnxFacts:
         """Walk the whole file."""
@@ -141,7 +147,8 @@ class _Outline:
                 graph = field
         if graph is None or not 1 <= ir_version <= _MAX_IR_VERSION:
             self._refuse("is not an ONNX model: it has no version and graph")
-        if not self._read_graph(graph):
+        self._read_graph(graph)
+        if not self._outputs:
             self._refuse("has a graph without outputs")
         for name, size in self._external.items():
             self._check_external(name, size)
@@ -154,18 +161,26 @@ class _Outline:
             parameters=self._elements.total(),
             quantization=most[0][0] if most else None,
             external_files=tuple(sorted(self._external)),
+            inputs=tuple(self._inputs),
+            outputs=tuple(self._outputs),
         )
 
-    def _read_graph(self, graph: _Field) -> bool:
-        has_output = False
+    def _read_graph(self, graph: _Field) -> None:
         for field in self._fields(graph.start, graph.end):
             if field.number == _NODE:
                 self._nodes += 1
-            elif field.number == _OUTPUT:
-                has_output = True
+            elif field.number == _INPUT and field.wire == _BYTES:
+                self._inputs.append(self._value_name(field))
+            elif field.number == _OUTPUT and field.wire == _BYTES:
+                self._outputs.append(self._value_name(field))
             elif field.number == _INITIALIZER and field.wire == _BYTES:
                 self._read_tensor(field)
-        return has_output
+
+    def _value_name(self, value: _Field) -> str:
+        for part in self._fields(value.start, value.end):
+            if part.number == _VALUE_NAME and part.wire == _BYTES:
+                return self._text(part)
+        return ""
 
     def _opset(self, field: _Field) -> int | None:
         domain, version = "", None

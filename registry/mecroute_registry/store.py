@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mecroute_registry.digest import Progress, copy_file, sha256_file
+from mecroute_registry.digest import Progress, copy_file, part_of, sha256_file
 from mecroute_registry.errors import (
     ArtifactError,
     ArtifactExistsError,
     DigestMismatchError,
-    InvalidModelFileError,
     ModelNotFoundError,
 )
-from mecroute_registry.facts import Evaluation, ModelFacts, ModelVersion, Profile
+from mecroute_registry.facts import Evaluation, ModelFacts, ModelFile, ModelVersion, Profile
 from mecroute_registry.gguf import read_gguf
 from mecroute_registry.layout import Layout, disk_errors
 from mecroute_registry.manifest import (
@@ -35,12 +36,24 @@ from mecroute_registry.oci import (
     Index,
     Manifest,
 )
+from mecroute_registry.onnx import read_onnx
+from mecroute_registry.onnx_folder import companions_of, model_file, tasks_of
 from mecroute_registry.paths import default_registry_dir
 from mecroute_registry.selection import newest_first, select
+from mecroute_registry.unpacked import discard, unpack
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A file that has been read: its digest and size, and the copy made of it (None: the registry had it)."""
+
+    digest: str
+    size_bytes: int
+    copy: Path | None
 
 
 class Registry:
-    """A folder of model versions, each with its facts, its file and its measurements.
+    """A folder of model versions, each with its facts, its files and its measurements.
 
     A version never changes once registered: `digest` covers the bytes and the facts, and profiles and
     evaluations are kept beside it. Thread-safe; several processes may share one root.
@@ -64,44 +77,46 @@ class Registry:
         """Check a model file, copy it in and record its facts.
 
         Facts left unset are read from the file's header. Registering the same bytes with the same facts
-        again changes nothing.
+        again changes nothing. With an ONNX model comes what lies beside it: the files that hold its tensors,
+        and, where it reads texts, its tokenizer and configuration.
 
         Args:
-            file: the model file; it is only read.
+            file: the model file, or a folder with one ONNX model; it is only read.
             facts: what is stated about it.
-            progress: called with bytes done and in all while the file is read.
+            progress: called with bytes done and in all while the files are read.
 
         Raises:
             InvalidModelFileError: the file is not a readable model.
             ArtifactExistsError: that name and version are taken by other bytes or facts.
             ArtifactError: the file changed meanwhile, or the registry cannot be written.
         """
+        beside: Mapping[str, Path] = {}
         if facts.format == "gguf":
             facts = _complete(facts, file)
-        elif not file.is_file() or file.stat().st_size == 0:
-            raise InvalidModelFileError(f"{file} is not a file with content", hint="check the path")
+        else:
+            file = model_file(file)
+            facts, beside = _complete_onnx(facts, file)
+        sources = (file, *beside.values())
         with disk_errors("read", file):
-            before = file.stat()
-        with self.layout.incoming() as incoming:
-            digest = self._stored_copy(file, before.st_size, progress)
-            copied = digest is None
-            if digest is None:
-                with disk_errors("copy", file):
-                    digest = copy_file(file, incoming, progress)
-            with disk_errors("read", file):
-                after = file.stat()
-            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-                raise ArtifactError(
-                    f"{file} changed while it was read", hint="register it once it is complete"
-                )
-            artifact = describe_model(facts, digest, before.st_size)
+            total = sum(source.stat().st_size for source in sources)
+        with contextlib.ExitStack() as copies:
+            read: builtins.list[_Read] = []
+            for source in sources:
+                done = sum(one.size_bytes for one in read)
+                read.append(self._read(source, copies, part_of(progress, done, total)))
+            companions = [
+                ModelFile(path=path, digest=one.digest, size_bytes=one.size_bytes)
+                for path, one in zip(beside, read[1:], strict=True)
+            ]
+            artifact = describe_model(facts, read[0].digest, read[0].size_bytes, companions)
             with self.layout.locked():
                 self._require_free(facts.name, facts.version, artifact.entry.digest)
-                if copied:
-                    self.layout.put_file(digest, incoming)
-                elif not self.layout.blob_path(digest).exists():
-                    message = f"{facts.name}:{facts.version} was removed while it was registered again"
-                    raise ArtifactError(message, hint="register it again", retryable=True)
+                for one in read:
+                    if one.copy is not None:
+                        self.layout.put_file(one.digest, one.copy)
+                    elif not self.layout.blob_path(one.digest).exists():
+                        message = f"{facts.name}:{facts.version} was removed while it was registered again"
+                        raise ArtifactError(message, hint="register it again", retryable=True)
                 self.layout.commit((artifact.entry,), artifact.blobs)
         return self.get(f"{facts.name}@{artifact.entry.digest}")
 
@@ -130,39 +145,36 @@ class Registry:
         return select(ref, self.list(), f"the registry {self.root}")
 
     def path(self, model: ModelVersion) -> Path:
-        """Return the model's file, its bytes verified against `file_digest`.
+        """Return the model's file, its bytes and those of its companions verified against their digests.
 
-        A file is hashed when it is first asked for and whenever its size, time or inode changed since.
+        A file is hashed when it is first asked for and whenever its size, time or inode changed since. A
+        model with companions has them under their names in the same folder.
 
         Raises:
-            ModelNotFoundError: the file is not in the registry.
-            DigestMismatchError: its bytes are damaged.
+            ModelNotFoundError: a file is not in the registry.
+            DigestMismatchError: the bytes of one are damaged.
+            ArtifactError: the folder of a model with companions cannot be written.
         """
-        path = self.layout.blob_path(model.file_digest)
-        if self._verified.get(model.file_digest) != self._blob_stamp(model):
-            self.verify(model)
-        return path
+        blobs = [self.blob(model, file) for file in model.files]
+        return unpack(self.layout, model) if model.companions else blobs[0]
+
+    def blob(self, model: ModelVersion, file: ModelFile) -> Path:
+        """Return where the bytes of one file of a model lie, verified as for `path`; raises as it does."""
+        if self._verified.get(file.digest) != self._blob_stamp(model, file):
+            self._hash(model, file, None)
+        return self.layout.blob_path(file.digest)
 
     def verify(self, model: ModelVersion, progress: Progress | None = None) -> None:
-        """Hash the model's file again, whatever was verified before.
+        """Hash the model's files again, whatever was verified before.
 
         Raises:
-            ModelNotFoundError: the file is not in the registry.
-            DigestMismatchError: its bytes are damaged.
+            ModelNotFoundError: a file is not in the registry.
+            DigestMismatchError: the bytes of one are damaged.
         """
-        stamp = self._blob_stamp(model)
-        path = self.layout.blob_path(model.file_digest)
-        self._verified.pop(model.file_digest, None)
-        with disk_errors("read", path):
-            actual = sha256_file(path, progress)
-        if actual != model.file_digest:
-            raise DigestMismatchError(
-                f"the file of {model.ref} is damaged: {path} has digest {actual}",
-                hint=f"run `mecroute models rm {model.ref}`, then register or pull it again",
-                model=model.ref,
-            )
-        # The stamp from before the hash: a change during it makes the next `path` hash again.
-        self._verified[model.file_digest] = stamp
+        done = 0
+        for file in model.files:
+            self._hash(model, file, part_of(progress, done, model.size_bytes))
+            done += file.size_bytes
 
     def remove(self, ref: str) -> None:
         """Remove a model version, its measurements, and the blobs that nothing else uses.
@@ -179,6 +191,7 @@ class Registry:
             unused = self._blobs_of(gone) - self._blobs_of(rest.manifests)
             self.layout.write_index(rest)
             self.layout.delete_blobs(unused)
+            discard(self.layout, model.digest)
         for digest in unused:
             self._manifests.pop(digest, None)
             self._verified.pop(digest, None)
@@ -256,7 +269,7 @@ class Registry:
         model: ModelVersion,
         entries: tuple[Descriptor, ...],
         documents: Mapping[str, bytes],
-        file: Path | None,
+        files: Mapping[str, Path],
     ) -> ModelVersion:
         """Take in a model that a remote store delivered, every digest already verified.
 
@@ -264,18 +277,19 @@ class Registry:
             model: the model version.
             entries: its index entry and those of its measurements.
             documents: the small blobs that they need, by digest.
-            file: the model file, on the registry's file system; None when the registry has it.
+            files: the files of the model that the registry does not have yet, by digest, on its file system.
 
         Raises:
             ArtifactExistsError: that name and version are taken by another digest.
         """
         with self.layout.locked():
             self._require_free(model.name, model.version, model.digest)
-            if file is not None:
-                self.layout.put_file(model.file_digest, file)
-            elif not self.layout.blob_path(model.file_digest).exists():
-                message = f"the file of {model.ref} was removed while it was pulled"
-                raise ArtifactError(message, hint="pull it again", retryable=True, model=model.ref)
+            for digest in dict.fromkeys(file.digest for file in model.files):
+                if digest in files:
+                    self.layout.put_file(digest, files[digest])
+                elif not self.layout.blob_path(digest).exists():
+                    message = f"a file of {model.ref} was removed while it was pulled"
+                    raise ArtifactError(message, hint="pull it again", retryable=True, model=model.ref)
             self.layout.commit(entries, documents)
         return self.get(f"{model.name}@{model.digest}")
 
@@ -297,21 +311,54 @@ class Registry:
             manifest = self._manifests[entry.digest] = self.layout.read_manifest(entry)
         return manifest
 
+    def _read(self, file: Path, copies: contextlib.ExitStack, progress: Progress | None) -> _Read:
+        """Take a file's digest, and a copy of it unless the registry has one; the copy lasts as `copies`."""
+        with disk_errors("read", file):
+            before = file.stat()
+        incoming = copies.enter_context(self.layout.incoming())
+        digest, copy = self._stored_copy(file, before.st_size, progress), None
+        if digest is None:
+            copy = incoming
+            with disk_errors("copy", file):
+                digest = copy_file(file, copy, progress)
+        with disk_errors("read", file):
+            after = file.stat()
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise ArtifactError(f"{file} changed while it was read", hint="register it once it is complete")
+        return _Read(digest, before.st_size, copy)
+
     def _stored_copy(self, file: Path, size: int, progress: Progress | None) -> str | None:
         """Digest of the file if the registry has a good copy of its bytes already, so that none is made."""
-        models = self.list()
-        if all(model.size_bytes != size for model in models):
+        stored = [(model, one) for model in self.list() for one in model.files]
+        if all(one.size_bytes != size for _, one in stored):
             return None
         with disk_errors("read", file):
             digest = sha256_file(file, progress)
-        same = next((model for model in models if model.file_digest == digest), None)
-        if same is None:
-            return None
-        try:
-            self.path(same)
-        except (DigestMismatchError, ModelNotFoundError):
-            return None  # that copy is damaged: a new one replaces it
-        return digest
+        for model, one in stored:
+            if one.digest == digest:
+                try:
+                    self.blob(model, one)
+                except (DigestMismatchError, ModelNotFoundError):
+                    return None  # that copy is damaged: a new one replaces it
+                return digest
+        return None
+
+    def _hash(self, model: ModelVersion, file: ModelFile, progress: Progress | None) -> None:
+        """Verify the bytes of one file, and note that they were."""
+        stamp = self._blob_stamp(model, file)
+        path = self.layout.blob_path(file.digest)
+        self._verified.pop(file.digest, None)
+        with disk_errors("read", path):
+            actual = sha256_file(path, progress)
+        if actual != file.digest:
+            which = "the file" if file.digest == model.file_digest else f"'{file.path}'"
+            raise DigestMismatchError(
+                f"{which} of {model.ref} is damaged: {path} has digest {actual}",
+                hint=f"run `mecroute models rm {model.ref}`, then register or pull it again",
+                model=model.ref,
+            )
+        # The stamp from before the hash: a change during it makes the next `blob` hash again.
+        self._verified[file.digest] = stamp
 
     def _require_free(self, name: str, version: str, digest: str) -> None:
         for model in self.list():
@@ -386,8 +433,8 @@ class Registry:
                 found.append(read_measurement(data, kind, str(self.layout.blob_path(layer.digest))))
         return found
 
-    def _blob_stamp(self, model: ModelVersion) -> tuple[int, int, int]:
-        path = self.layout.blob_path(model.file_digest)
+    def _blob_stamp(self, model: ModelVersion, file: ModelFile) -> tuple[int, int, int]:
+        path = self.layout.blob_path(file.digest)
         with disk_errors("read", path):
             try:
                 status = path.stat()
@@ -410,7 +457,18 @@ def _complete(facts: ModelFacts, file: Path) -> ModelFacts:
         "quantization": header.quantization,
         "license": header.license,
     }
-    unset = {
-        name: value for name, value in read.items() if getattr(facts, name) is None and value is not None
-    }
-    return facts.model_copy(update=unset)
+    return facts.model_copy(update=_unset(facts, read))
+
+
+def _complete_onnx(facts: ModelFacts, file: Path) -> tuple[ModelFacts, Mapping[str, Path]]:
+    """The same of an ONNX file, with the files that belong beside it."""
+    outline = read_onnx(file)
+    read: dict[str, Any] = {"parameters": outline.parameters, "quantization": outline.quantization}
+    update = _unset(facts, read)
+    if "tasks" not in facts.model_fields_set:
+        update["tasks"] = tasks_of(file, outline)
+    return facts.model_copy(update=update), companions_of(file, outline)
+
+
+def _unset(facts: ModelFacts, read: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in read.items() if getattr(facts, name) is None and value is not None}

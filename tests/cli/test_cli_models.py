@@ -12,6 +12,7 @@ import pytest
 
 from support.process import run_in_terminal
 from support.s3 import s3_server
+from support.tiny_encoder import write_encoder
 from support.tiny_gguf import write_tiny_gguf
 
 Run = Callable[..., Any]
@@ -55,6 +56,22 @@ def test_register_list_and_show(mecroute: Run, registered: str) -> None:
     assert shown["model"] == listed[0]
     assert shown["evaluations"] == shown["profiles"] == []
     assert "accuracy" in mecroute("models", "show", registered).out
+
+
+def test_an_onnx_folder_is_registered_whole(mecroute: Run, tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path / "enc", external="weights.bin")
+    facts = ("--name", "enc", "--version", "v1", "--tier", "mec")
+    answer = mecroute("models", "register", folder, *facts, "--json")
+    assert answer.code == 0, answer.err
+    model = answer.json["model"]
+    assert (model["format"], model["tasks"]) == ("onnx", ["embed", "infer"])
+    assert [file["path"] for file in model["companions"]] == ["weights.bin", "tokenizer.json"]
+    assert "weights.bin, tokenizer.json" in mecroute("models", "show", "enc:v1").out
+    verified = mecroute("models", "verify", "enc:v1")
+    assert verified.code == 0
+    (folder / "weights.bin").unlink()
+    refused = mecroute("models", "register", folder / "model.onnx", *facts[:3], "v2", *facts[4:])
+    assert (refused.code, "'weights.bin', which is not beside it" in refused.err) == (1, True)
 
 
 def test_an_empty_registry_says_what_to_do(mecroute: Run) -> None:

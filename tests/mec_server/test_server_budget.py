@@ -97,10 +97,11 @@ def test_layers_on_a_gpu_count_there(tiny: Path) -> None:
 
 
 def test_an_onnx_model_counts_with_its_second_file(tmp_path: Path) -> None:
-    folder = write_encoder(tmp_path / "e")
-    alone = estimate_onnx(folder / "model.onnx")
-    (folder / "model.onnx.data").write_bytes(bytes(5000))
-    assert estimate_onnx(folder / "model.onnx").certain_bytes == alone.certain_bytes + 5000
+    folder = write_encoder(tmp_path / "e", external="weights.bin")
+    (folder / "model.onnx.bak").write_bytes(bytes(5000))  # nothing of the model's
+    sizes = [(folder / name).stat().st_size for name in ("model.onnx", "weights.bin")]
+    need = estimate_onnx(folder / "model.onnx")
+    assert need.certain_bytes == need.file_bytes == sum(sizes)
 
 
 def test_what_is_measured_never_falls_below_what_is_certain() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
 
 from mecroute_registry.facts import ModelFacts, ModelVersion
@@ -22,6 +23,7 @@ from mecroute_server.run import NodeServer
 from mecroute_server.settings import ServerSettings
 from support.s3 import S3Server, s3_server
 from support.server import SAYS, running_node
+from support.tiny_encoder import WORDS, embedding, word_logits, write_encoder, write_text_classifier
 from support.tiny_gguf import write_tiny_gguf
 
 STORE = "s3://models/edge"
@@ -133,6 +135,36 @@ def test_a_deployment_ends_in_service(setup: Setup) -> None:
     assert Registry(setup.folder / "node").get("m:v1").digest == setup.v1.digest
     (described,) = setup.http.get("/admin/node").json()["models"]
     assert described["ref"] == "m:v1"
+
+
+def test_onnx_models_come_with_what_lies_beside_them(setup: Setup) -> None:
+    """An encoder with external tensors and a classifier: both answer texts on a node that had neither."""
+    made = {
+        "enc": write_encoder(setup.folder / "enc", external="weights.bin"),
+        "moods": write_text_classifier(setup.folder / "moods", ("good", "bad")),
+    }
+    workshop = Registry(setup.folder / "workshop")
+    for name, folder in made.items():
+        facts = ModelFacts(name=name, version="v1", format="onnx", deployment_tiers=("mec",))
+        model = workshop.register(folder, facts)
+        open_remote(STORE, endpoint_url=setup.s3.endpoint_url).push(workshop, model)
+        state = setup.deploy(model.ref, model.digest)
+        assert (state["state"], state["size_bytes"]) == ("ready", model.size_bytes)
+        assert state["tasks"] == list(model.tasks)
+    ask = {"model": "enc", "input": ["edge cloud", "fast model"]}
+    answer = setup.http.post("/v1/embeddings", json=ask)
+    assert answer.status_code == 200, answer.text
+    for row, text in zip(answer.json()["data"], ask["input"], strict=True):
+        np.testing.assert_allclose(row["embedding"], embedding(text), rtol=1e-5)
+    answer = setup.http.post("/v1/classify", json={"model": "moods:v1", "input": "fast edge"})
+    assert answer.status_code == 200, answer.text
+    logits = word_logits(2)[[WORDS.index("fast"), WORDS.index("edge")]].sum(0)
+    assert answer.json()["data"][0]["probs"] == pytest.approx(np.exp(logits) / np.exp(logits).sum())
+    # Gone with all of its files.
+    assert setup.http.delete("/admin/models/enc:v1").status_code == 200
+    assert [path.name for path in (setup.folder / "node/unpacked").iterdir()] == [
+        workshop.get("moods:v1").digest.removeprefix("sha256:")
+    ]
 
 
 def test_the_same_deployment_again_changes_nothing(setup: Setup) -> None:

@@ -74,6 +74,12 @@ def test_an_embedder_reranks_by_the_cosine(http: httpx.Client) -> None:
         ("/v1/completions", {"prompt": "edge", "stream": True}, "encoder"),
         ("/v1/responses", {"input": "edge"}, "encoder"),
         ("/v1/embeddings", {"input": "edge"}, "/v1/rerank"),
+        ("/v1/classify", {"input": "edge"}, "as a GGUF model it has no classes, and can be asked for rerank"),
+        (
+            "/v2/models/rank/infer",
+            {"inputs": [{"name": "x", "datatype": "FP32", "shape": [0], "data": []}]},
+            "is a GGUF model, which takes no tensors (ask it with POST /v1/rerank)",
+        ),
         ("/v1/rerank", {"query": "edge", "documents": ["edge " * 70]}, "document 0"),
     ],
 )
@@ -87,4 +93,4 @@ def test_what_a_reranker_cannot_do_is_refused(
 
 def test_the_node_says_what_they_can_be_asked(http: httpx.Client) -> None:
     models = {model["ref"]: model["tasks"] for model in http.get("/admin/node").json()["models"]}
-    assert models == {"mean": ["embed"], "cls": ["embed"], "last": ["embed"], "rank": []}
+    assert models == {"mean": ["embed"], "cls": ["embed"], "last": ["embed"], "rank": ["rerank"]}

@@ -159,16 +159,6 @@ def test_progress_ends_at_the_size_of_the_file(
     assert sorted(seen) == seen
 
 
-def test_other_formats_are_kept_as_they_are(registry: Registry, tmp_path: Path, facts: ModelFacts) -> None:
-    file = tmp_path / "m.onnx"
-    file.write_bytes(b"\x08\x07 not looked into")
-    onnx = facts.model_copy(update={"format": "onnx", "tasks": ("infer",)})
-    assert registry.path(registry.register(file, onnx)).read_bytes() == file.read_bytes()
-    file.write_bytes(b"")
-    with pytest.raises(InvalidModelFileError):
-        registry.register(file, onnx.model_copy(update={"version": "empty"}))
-
-
 # --- damage -----------------------------------------------------------------------------------------------
 
 

@@ -16,13 +16,16 @@ WORDS = ("[PAD]", "[UNK]", "edge", "cloud", "device", "model", "fast", "slow")
 TABLE = np.random.default_rng(7).normal(size=(len(WORDS), 6)).astype(np.float32)
 
 
-def write_encoder(folder: Path, *, pooled: bool = False, file: str = "model.onnx") -> Path:
+def write_encoder(
+    folder: Path, *, pooled: bool = False, file: str = "model.onnx", external: str | None = None
+) -> Path:
     """Write `model.onnx` and `tokenizer.json` into a folder.
 
     Args:
         folder: made if it is not there.
         pooled: give one vector per text (the mean over all tokens, padding included), not one per token.
         file: the model file's name in that folder.
+        external: a file beside it that holds its tensors; default: the file itself.
     """
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
     inputs = [
@@ -39,7 +42,7 @@ def write_encoder(folder: Path, *, pooled: bool = False, file: str = "model.onnx
             )
         )
         outputs.append(("sentence_embedding", FLOAT, ["batch", TABLE.shape[1]]))
-    write_onnx(folder / file, nodes, inputs, outputs, {"table": TABLE})
+    write_onnx(folder / file, nodes, inputs, outputs, {"table": TABLE}, external)
     _write_tokenizer(folder)
     return folder
 

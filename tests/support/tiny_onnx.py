@@ -18,8 +18,17 @@ def write_onnx(
     inputs: list[tuple[str, int, list[Any]]],
     outputs: list[tuple[str, int, list[Any]]],
     constants: dict[str, Any] | None = None,
+    external: str | None = None,
 ) -> Path:
-    """Write a graph of `nodes`; inputs and outputs are (name, element type, shape)."""
+    """Write a graph of `nodes`; inputs and outputs are (name, element type, shape).
+
+    Args:
+        path: the file.
+        nodes: what it computes.
+        inputs, outputs: of the graph.
+        constants: its stored tensors.
+        external: a file beside it that holds them; default: the file itself.
+    """
     graph = helper.make_graph(
         nodes,
         "tiny",
@@ -30,7 +39,10 @@ def write_onnx(
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="tests"
     )
-    onnx.save(model, str(path))
+    if external is None:
+        onnx.save(model, str(path))
+    else:
+        onnx.save(model, str(path), save_as_external_data=True, location=external, size_threshold=0)
     return path
 
 

@@ -63,6 +63,7 @@ def build() -> typer.Typer:
         examples(
             "mecroute models register tiny.gguf --name tiny --version q8_0 --tier device",
             "mecroute models register m.gguf --name m --version v1 --tier mec --accuracy 0.61",
+            "mecroute models register all-MiniLM-L6-v2/ --name minilm --version int8 --tier mec",
         ),
     )
     noun.verb(
@@ -113,6 +114,7 @@ def show(ctx: typer.Context, ref: Ref) -> None:
         "made from": formats.text(model.parent_digest),
         "digest": model.digest,
         "file digest": model.file_digest,
+        "other files": ", ".join(file.path for file in model.companions) or formats.MISSING,
         "registered": formats.day(model.created),
     }
     out = session.output
@@ -133,7 +135,10 @@ def show(ctx: typer.Context, ref: Ref) -> None:
 def register(
     ctx: typer.Context,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A GGUF file; it is copied into the registry.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A GGUF or ONNX file, or a folder with an ONNX model; it is copied."
+        ),
     ],
     name: Annotated[str, typer.Option("--name", help="Lower case, as in 'smollm2' or 'team/smollm2'.")],
     version: Annotated[str, typer.Option("--version", help="As in 'q4_0' or 'v2'.")],
@@ -148,7 +153,10 @@ def register(
         float | None, typer.Option("--latency-ms", metavar="MS", help="Median latency.")
     ] = None,
 ) -> None:
-    """Register a GGUF file under a name and a version."""
+    """Register a model under a name and a version.
+
+    With an ONNX model come its external tensors, its tokenizer.json and its config.json.
+    """
     from pydantic import ValidationError
 
     from mecroute.errors import UsageError
@@ -159,6 +167,7 @@ def register(
         facts = ModelFacts(
             name=name,
             version=version,
+            format="onnx" if file.is_dir() or file.suffix.lower() == ".onnx" else "gguf",
             deployment_tiers=tuple(t.value for t in tier),
             use_cases=tuple(use_case or ()),
             accuracy=accuracy,

@@ -29,9 +29,10 @@ async def classify(request: Request, node: CurrentNode) -> Response:
     texts, top_k = parse_classify(body)
     name = _model(body)
     if not await node.pool.serves_onnx(name):
-        await node.pool.wanted(name)  # one that is not there is told so
+        slot = await node.pool.wanted(name)  # one that is not there is told so
         raise InvalidRequestError(
-            f"'{name}' is a generative model, which has no classes",
+            f"'{name}' does not classify texts: as a GGUF model it has no classes, "
+            f"and can be asked for {', '.join(slot.tasks)}",
             hint="ask an ONNX sequence classifier",
             model=name,
         )

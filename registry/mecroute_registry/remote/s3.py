@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import random
 import re
 import time
@@ -10,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mecroute_registry.digest import Progress, sha256_bytes
+from mecroute_registry.digest import Progress, part_of, sha256_bytes
 from mecroute_registry.errors import (
     ArtifactExistsError,
     DigestMismatchError,
@@ -19,7 +20,7 @@ from mecroute_registry.errors import (
     ModelNotFoundError,
     RemoteStoreError,
 )
-from mecroute_registry.facts import ModelVersion
+from mecroute_registry.facts import ModelFile, ModelVersion
 from mecroute_registry.gguf import read_gguf
 from mecroute_registry.manifest import SUBJECT, is_model, read_model
 from mecroute_registry.oci import (
@@ -80,14 +81,19 @@ class S3Store:
         Raises as `RemoteStore.push` says.
         """
         entries = registry.related(model)
-        file = registry.path(model)
+        files = {file.digest: file for file in model.files}
+        sources = {digest: registry.blob(model, file) for digest, file in files.items()}
         self._bucket.ensure()
         self._require_free(self._read_index(), model)
-        self._push_file(model, file, progress)
+        done = 0
+        for digest, file in files.items():
+            self._push_file(file, sources[digest], part_of(progress, done, model.size_bytes))
+            done += file.size_bytes
+        _report(progress, model)
         for entry in entries:
             manifest = registry.layout.read_manifest(entry)
             for blob in (manifest.config, *manifest.layers, entry):
-                if blob.digest != model.file_digest:
+                if blob.digest not in files:
                     self._push_document(blob.digest, registry.layout.read_document(blob))
         if self._bucket.size(LAYOUT_FILE) != len(LAYOUT_BYTES):
             self._bucket.write(LAYOUT_FILE, LAYOUT_BYTES)
@@ -114,27 +120,26 @@ class S3Store:
                 model=model.ref,
             )
         entries = self._related(index, model)
+        files = {file.digest: file for file in model.files}
         documents: dict[str, bytes] = {}
         for entry in entries:
             documents[entry.digest] = self._fetch_manifest(entry)
             manifest = self._parse(entry, documents[entry.digest])
             for blob in (manifest.config, *manifest.layers):
-                if blob.digest != model.file_digest:
+                if blob.digest not in files:
                     documents[blob.digest] = self._fetch_document(blob)
-        if _has_file(registry, model):
+        with contextlib.ExitStack() as claims:
+            done, fetched = 0, {}
+            # In the order of their digests, so that two pulls cannot wait for each other's claim.
+            for digest, file in sorted(files.items()):
+                path = self._fetch_file(
+                    registry, model, file, claims, part_of(progress, done, model.size_bytes)
+                )
+                if path is not None:
+                    fetched[digest] = path
+                done += file.size_bytes
             _report(progress, model)
-            return registry.adopt(model, entries, documents, None)
-        download = self._download(registry, model)
-        with download.claim() as path:
-            # Whoever had the claim before us may have completed it.
-            if _has_file(registry, model):
-                path.unlink(missing_ok=True)
-                _report(progress, model)
-                return registry.adopt(model, entries, documents, None)
-            self._check_size(model)
-            download.run(path, progress)
-            self._check_format(model, path)
-            return registry.adopt(model, entries, documents, path)
+            return registry.adopt(model, entries, documents, fetched)
 
     def list(self) -> builtins.list[ModelVersion]:
         """Return the model versions in the bucket, sorted by name and version; none when it holds no index.
@@ -146,12 +151,10 @@ class S3Store:
 
     # --- push ---------------------------------------------------------------------------------------------
 
-    def _push_file(self, model: ModelVersion, file: Path, progress: Progress | None) -> None:
-        key = _blob_key(model.file_digest)
-        if self._bucket.size(key) == model.size_bytes:
-            _report(progress, model)
-        else:
-            self._bucket.upload(key, file, progress)
+    def _push_file(self, file: ModelFile, source: Path, progress: Progress | None) -> None:
+        key = _blob_key(file.digest)
+        if self._bucket.size(key) != file.size_bytes:
+            self._bucket.upload(key, source, progress)
 
     def _push_document(self, digest: str, data: bytes) -> None:
         if self._bucket.size(_blob_key(digest)) != len(data):
@@ -188,32 +191,53 @@ class S3Store:
 
     # --- pull ---------------------------------------------------------------------------------------------
 
-    def _download(self, registry: Registry, model: ModelVersion) -> Download:
-        key = _blob_key(model.file_digest)
-        return Download(
+    def _fetch_file(
+        self,
+        registry: Registry,
+        model: ModelVersion,
+        file: ModelFile,
+        claims: contextlib.ExitStack,
+        progress: Progress | None,
+    ) -> Path | None:
+        """One file, claimed for as long as `claims` lasts; None where the registry has it already."""
+        if _has_file(registry, model, file):
+            return None
+        key = _blob_key(file.digest)
+        download = Download(
             registry.layout,
-            model.file_digest,
-            model.size_bytes,
+            file.digest,
+            file.size_bytes,
             partial(self._bucket.stream, key),
             f"{key} of {self._bucket.where}",
         )
+        path = claims.enter_context(download.claim())
+        # Whoever had the claim before us may have completed it.
+        if _has_file(registry, model, file):
+            path.unlink(missing_ok=True)
+            return None
+        self._check_size(model, file)
+        download.run(path, progress)
+        if file.digest == model.file_digest:
+            self._check_format(model, path)
+        return path
 
-    def _check_size(self, model: ModelVersion) -> None:
-        key = _blob_key(model.file_digest)
+    def _check_size(self, model: ModelVersion, file: ModelFile) -> None:
+        key = _blob_key(file.digest)
         size = self._bucket.size(key)
         if size is None:
-            message = f"the file of {model.ref} is missing from {self._bucket.where} ({key})"
+            which = "the file" if file.digest == model.file_digest else f"'{file.path}'"
+            message = f"{which} of {model.ref} is missing from {self._bucket.where} ({key})"
             raise RemoteStoreError(message, hint="push the model again", model=model.ref)
-        if size != model.size_bytes:
+        if size != file.size_bytes:
             raise DigestMismatchError(
-                f"{key} of {self._bucket.where} is damaged: {size} bytes, expected {model.size_bytes}",
+                f"{key} of {self._bucket.where} is damaged: {size} bytes, expected {file.size_bytes}",
                 hint="push the model again",
                 model=model.ref,
             )
 
     def _check_format(self, model: ModelVersion, path: Path) -> None:
         if model.format != "gguf":
-            return
+            return  # an ONNX file can be judged only with the others beside it: before it is loaded
         try:
             read_gguf(path)
         except InvalidModelFileError as error:
@@ -310,9 +334,9 @@ def _entry_name(digest: str) -> str:
     return f"{digest.removeprefix('sha256:')}.json"
 
 
-def _has_file(registry: Registry, model: ModelVersion) -> bool:
+def _has_file(registry: Registry, model: ModelVersion, file: ModelFile) -> bool:
     try:
-        registry.path(model)
+        registry.blob(model, file)
     except (ModelNotFoundError, DigestMismatchError):
         return False
     return True

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mecroute.engines.onnx.encoder import model_file, open_onnx
+from mecroute.engines.onnx.encoder import open_onnx
 from mecroute.errors import InvalidModelFileError
+from mecroute_registry.onnx_folder import model_file
 
 _MAX_QUEUE, _MAX_BATCH = 64, 32
 

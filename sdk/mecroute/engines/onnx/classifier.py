@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -13,12 +12,12 @@ import numpy as np
 
 from mecroute.engines.onnx.texts import Text, TextGroup, TextInputs
 from mecroute.errors import InvalidModelFileError
+from mecroute_registry.onnx_folder import CONFIG_FILE, read_config, states_classes
 
 if TYPE_CHECKING:
     from mecroute.engines.onnx.engine import OnnxEngine
 
 _OUTPUT = "logits"
-_MAX_CONFIG_BYTES = 16 << 20
 _MAX_CLASSES = 65_536
 
 
@@ -52,26 +51,19 @@ def classes_of(engine: OnnxEngine, folder: Path) -> Classes | None:
     spec = next((spec for spec in engine.outputs if spec.name == _OUTPUT and len(spec.shape) == 2), None)
     if spec is None:
         return None
-    path = folder / "config.json"
-    try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            return None
-        config = json.loads(path.read_text(encoding="utf-8"))
-        named = config.get("id2label")
-        architectures = config.get("architectures") or []
-        is_classifier = any(str(one).endswith("ForSequenceClassification") for one in architectures)
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+    config = read_config(folder)
+    if config is None or not states_classes(config):
         return None
-    if not named and not is_classifier:
-        return None
-    count = spec.shape[1] if spec.shape[1] is not None else len(named or ()) or config.get("num_labels") or 2
+    named = config.get("id2label")
+    stated = len(named) if isinstance(named, Mapping) else config.get("num_labels")
+    count = spec.shape[1] if spec.shape[1] is not None else stated or 2
     if type(count) is not int or not 1 <= count <= _MAX_CLASSES:
         raise InvalidModelFileError(f"{engine.name} states {count} classes", hint="export the model again")
     if named is None:
         named = {str(at): f"LABEL_{at}" for at in range(count)}
     if not isinstance(named, Mapping) or set(named) != {str(at) for at in range(count)}:
         raise InvalidModelFileError(
-            f"{path} does not name the {count} classes of {engine.name}",
+            f"{folder / CONFIG_FILE} does not name the {count} classes of {engine.name}",
             hint='id2label must be {"0": …, "1": …}, one for each class',
         )
     labels = tuple(str(named[str(at)]) for at in range(count))

@@ -13,35 +13,7 @@ from mecroute.engines.onnx.classifier import TextClassifier, classes_of
 from mecroute.engines.onnx.engine import OnnxEngine
 from mecroute.engines.onnx.texts import Text, TextGroup, TextInputs
 from mecroute.errors import InvalidModelFileError, InvalidRequestError
-
-TOKENIZER_FILE = "tokenizer.json"
-_MODEL_FILES = ("model.onnx", "onnx/model.onnx")
-
-
-def model_file(path: Path) -> Path:
-    """The model file that a path means: itself, or the one in that folder.
-
-    Raises:
-        InvalidModelFileError: the folder has no model, or several and none of the usual name.
-    """
-    if not path.is_dir():
-        return path
-    for name in _MODEL_FILES:
-        if (path / name).is_file():
-            return path / name
-    files = sorted(path.glob("*.onnx"))
-    if len(files) == 1:
-        return files[0]
-    raise InvalidModelFileError(
-        f"the folder {path} has {len(files)} ONNX models, and none is called {_MODEL_FILES[0]}",
-        hint="name one of its files",
-    )
-
-
-def tokenizer_file(path: Path) -> Path | None:
-    """The `tokenizer.json` beside a model file, or above a folder `onnx` that it is in; None if none."""
-    folders = [path.parent, path.parent.parent] if path.parent.name == "onnx" else [path.parent]
-    return next((folder / TOKENIZER_FILE for folder in folders if (folder / TOKENIZER_FILE).is_file()), None)
+from mecroute_registry.onnx_folder import TOKENIZER_FILE, model_file, tokenizer_file
 
 
 def open_onnx(path: Path, **options: Any) -> OnnxEngine:
