@@ -18,6 +18,7 @@ from mecroute.errors import (
     TierResponseError,
     TierUnreachableError,
 )
+from mecroute.network.tls import tls_problem
 from mecroute.nodes.report import ModelReport, NodeReport
 
 _TIMEOUT = httpx.Timeout(10.0, connect=3.0)
@@ -28,15 +29,19 @@ class NodeApi:
     """One node's admin endpoints, over one HTTP connection pool. A context manager; safe between threads.
 
     Args:
-        node: name, URL and key of the node.
+        node: name, URL, key and TLS files of the node.
+
+    Raises:
+        ConfigError: a TLS file cannot be used.
     """
 
     def __init__(self, node: NodeConfig) -> None:
         self.node = node
-        key = node.key()
+        key, tls = node.key(), node.tls()
         self._http = httpx.Client(
             base_url=node.url.rstrip("/"),
             timeout=_TIMEOUT,
+            verify=tls.context() if tls is not None else True,
             headers={"authorization": f"Bearer {key}"} if key else {},
         )
 
@@ -108,9 +113,12 @@ class NodeApi:
             response = self._http.request(method, path, json=body, timeout=timeout)
         except httpx.HTTPError as error:
             reason = "connection refused" if isinstance(error, httpx.ConnectError) else type(error).__name__
+            hint = f"is it running? `mecroute serve --node {self.node.name}` starts one"
+            if (problem := tls_problem(error, self.node.url, self.node.tls())) is not None:
+                reason, hint = problem
             raise TierUnreachableError(
                 f"node '{self.node.name}' at {self.node.url} cannot be reached: {reason}",
-                hint=f"is it running? `mecroute serve --node {self.node.name}` starts one",
+                hint=hint,
                 retryable=True,
                 tier="mec",
             ) from error

@@ -141,12 +141,14 @@ class Runtime:
         if not has_nodes and not config.cloud:
             return None
         # httpx takes longer to import than all of mecroute; a device-only client does without it.
-        import httpx
-
+        from mecroute.network.clients import HttpClients
         from mecroute.network.traffic import Traffic
         from mecroute.nodes.fleet import Fleet
         from mecroute.tiers.http import Endpoint, HttpTier
 
+        for remote in (*config.nodes, *config.cloud, *config.discovery):
+            if (files := remote.tls()) is not None:
+                files.context()  # a file that cannot be used is said now, and not by a request
         fleet: Fleet | None = None
         traffic = Traffic(
             self.links, self._health, lambda name: fleet.watch_of(name) if fleet is not None else None
@@ -154,7 +156,9 @@ class Runtime:
         # Nodes come and go while this runs; the tier sees that in the same mapping.
         nodes: dict[str, Endpoint] = {}
         clouds: dict[str, Endpoint] = {
-            cloud.name: Endpoint("cloud", cloud.name, cloud.base_url, cloud.key(), cloud.continues_prefix)
+            cloud.name: Endpoint(
+                "cloud", cloud.name, cloud.base_url, cloud.key(), cloud.continues_prefix, cloud.tls()
+            )
             for cloud in config.cloud
         }
         wanted: tuple[tuple[TierName, dict[str, Endpoint], bool], ...] = (
@@ -170,14 +174,15 @@ class Runtime:
             return None
 
         def join(node: NodeConfig) -> None:
-            nodes[node.name] = Endpoint("mec", node.name, node.url.rstrip("/") + "/v1", node.key(), True)
+            base_url = node.url.rstrip("/") + "/v1"
+            nodes[node.name] = Endpoint("mec", node.name, base_url, node.key(), True, node.tls())
 
         def leave(name: str) -> None:
             nodes.pop(name, None)
 
-        http = httpx.AsyncClient(follow_redirects=False)
-        self._exits.push_async_callback(http.aclose)
-        fleet = Fleet(config, http, self.links, on_join=join, on_leave=leave)
+        clients = HttpClients(follow_redirects=False)
+        self._exits.push_async_callback(clients.aclose)
+        fleet = Fleet(config, lambda node: clients.of(node.tls()), self.links, on_join=join, on_leave=leave)
         self._exits.push_async_callback(fleet.aclose)
         return fleet
 

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import socket
 import ssl
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 import trustme
+from pydantic import ValidationError
 
-from mecroute.errors import ConfigError
+from mecroute import Client
+from mecroute.config import Config, NodeConfig
+from mecroute.config.schema import DeviceConfig, StateConfig
+from mecroute.errors import ConfigError, MecrouteError, NoEligibleTargetError, TierUnreachableError
+from mecroute.network.tls import ClientTls
+from mecroute.target import Target
+from mecroute.tiers.base import Call
+from mecroute.tiers.http import Endpoint, HttpTier
+from mecroute_cli.node_api import NodeApi
 from mecroute_server.run import NodeServer
 from mecroute_server.settings import ServerSettings
 from mecroute_server.tls import Tls
-from support.server import running_node, running_server
+from support.process import run_cli
+from support.server import SAYS, running_node, running_server
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,15 @@ class Authority:
         files.cert.write_bytes(b"".join(blob.bytes() for blob in cert.cert_chain_pems))
         self.ca.cert_pem.write_to_path(self.folder / "ca.pem")
         return replace(files, client_ca=self.folder / "ca.pem") if mutual else files
+
+    def client_files(self, issuer: trustme.CA | None = None, name: str = "client") -> dict[str, Any]:
+        """The settings of a client with a certificate of this authority, or of another one."""
+        cert = (issuer or self.ca).issue_cert(f"{name}@example.org")
+        files = {"tls_cert": self.folder / f"{name}.pem", "tls_key": self.folder / f"{name}.key"}
+        cert.private_key_pem.write_to_path(files["tls_key"])
+        files["tls_cert"].write_bytes(b"".join(blob.bytes() for blob in cert.cert_chain_pems))
+        self.ca.cert_pem.write_to_path(self.folder / "ca.pem")
+        return {**files, "tls_ca": self.folder / "ca.pem"}
 
     def trusting(self, *, shows: trustme.CA | None = None) -> ssl.SSLContext:
         """A client's context; `shows` issues the certificate it shows."""
@@ -92,6 +114,99 @@ def test_a_certificate_does_not_stand_in_for_a_key(authority: Authority, tmp_pat
         assert httpx.get(f"{url}/v1/models", verify=known).status_code == 401
         headers = {"authorization": "Bearer k"}
         assert httpx.get(f"{url}/v1/models", verify=known, headers=headers).status_code == 200
+
+
+def test_our_own_client_shows_a_certificate(authority: Authority, tiny: Path, tmp_path: Path) -> None:
+    shown = authority.client_files()
+    settings = ServerSettings(
+        port=0, registry_root=tmp_path, tls=authority.tls(mutual=True), model_files=(tiny,), parallel=2,
+        threads=1,
+    )  # fmt: skip
+    ask: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
+    with running_server(settings) as url:
+        # Nothing shown, another authority's certificate, an authority that is not the node's.
+        stranger = trustme.CA()
+        for files, said in (
+            ({"tls_ca": authority.folder / "ca.pem"}, "closed the connection without an answer"),
+            ({**shown, **authority.client_files(stranger, "s")}, "closed the connection without an answer"),
+            ({k: v for k, v in shown.items() if k != "tls_ca"}, "is not trusted"),
+        ):
+            node = NodeConfig(name="mec", url=url, **files)
+            with NodeApi(node) as api, pytest.raises(TierUnreachableError, match=said) as caught:
+                api.report()
+            assert "tls_" in (caught.value.hint or "")
+            with Client(only(node)) as client:
+                with pytest.raises(NoEligibleTargetError) as refused:
+                    client.chat.completions.create(**{**ask, "model": "auto"})
+                assert said in str(refused.value)
+        node = NodeConfig(name="mec", url=url, **shown)
+        with NodeApi(node) as api:
+            assert [model.ref for model in api.report().models] == ["tiny"]
+        with Client(only(node)) as client:
+            reply = client.chat.completions.create(**ask)
+            assert reply.choices[0].message.content == SAYS
+            assert reply.mecroute.tier == "mec"
+            chunks = client.chat.completions.create(**ask, stream=True)
+            said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+            assert said == SAYS
+        listed = run_cli(
+            "nodes", "list", "--json", env={"MECROUTE_NODES": f"[{node.model_dump_json(exclude_unset=True)}]"}
+        )
+        assert [row["state"] for row in json.loads(listed.stdout)["nodes"]] == ["ready"]
+
+
+def test_a_call_says_what_is_wrong_with_tls(authority: Authority, tiny: Path, tmp_path: Path) -> None:
+    """Where the certificate stops being accepted between two calls, the call itself says so."""
+    settings = ServerSettings(
+        port=0, registry_root=tmp_path, tls=authority.tls(mutual=True), model_files=(tiny,), threads=1
+    )
+
+    async def call(url: str) -> MecrouteError:
+        tls = ClientTls(ca=authority.folder / "ca.pem")
+        tier = HttpTier({"mec": Endpoint("mec", "mec", f"{url}/v1", tls=tls)})
+        target = Target("mec", "tiny", "mec")
+        body = {"messages": [{"role": "user", "content": "hi"}]}
+        try:
+            await tier.complete(Call("chat", target, body, request_id="r"))
+        except MecrouteError as error:
+            return error
+        finally:
+            await tier.aclose()
+        raise AssertionError("it was answered")
+
+    with running_server(settings) as url:
+        error = asyncio.run(call(url))
+        assert "closed the connection without an answer" in error.message
+        assert "tls_cert" in (error.hint or "")
+
+
+def test_files_of_a_client_that_do_not_work_are_named(authority: Authority, tmp_path: Path) -> None:
+    shown = authority.client_files()
+    text = tmp_path / "text.pem"
+    text.write_text("not a certificate")
+    other = authority.client_files(name="other")
+    for bad, said in (
+        ({**shown, "tls_ca": text}, "text.pem"),
+        ({**shown, "tls_ca": tmp_path / "missing.pem"}, "missing.pem: No such file"),
+        ({**shown, "tls_cert": text}, "text.pem"),
+        ({**shown, "tls_key": other["tls_key"]}, "other.key"),
+    ):
+        node = NodeConfig(name="mec", url="https://127.0.0.1:9", **bad)
+        with pytest.raises(ConfigError, match=said):
+            NodeApi(node)
+        with Client(only(node)) as client, pytest.raises(ConfigError, match=said):
+            client.models.list()
+    for fields, said in (
+        ({"url": "http://127.0.0.1:9", **shown}, "https://"),
+        ({"url": "https://127.0.0.1:9", "tls_key": shown["tls_key"]}, "tls_key needs tls_cert"),
+    ):
+        with pytest.raises(ValidationError, match=said):
+            NodeConfig(name="mec", **fields)
+
+
+def only(node: NodeConfig) -> Config:
+    """A configuration with that node, and nothing else that could answer."""
+    return Config(nodes=(node,), device=DeviceConfig(enabled=False), state=StateConfig(enabled=False))
 
 
 def test_files_that_do_not_work_are_said_at_start(authority: Authority, tmp_path: Path) -> None:

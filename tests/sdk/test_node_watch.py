@@ -182,7 +182,7 @@ def test_targets_follow_whatever_is_learned_of_a_node(tmp_path: Path) -> None:
     async def run() -> None:
         config = Config(nodes=(NodeConfig(name="n", url="http://n.example"),))
         async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as http:
-            fleet = Fleet(config, http, Links(), on_join=lambda _: None, on_leave=lambda _: None)
+            fleet = Fleet(config, lambda _: http, Links(), on_join=lambda _: None, on_leave=lambda _: None)
             monitor = MonitorAgent(StateStore(tmp_path / "s.sqlite3", enabled=False))
             agent = ResourceAgent(config, Registry(tmp_path / "registry"), fleet, monitor, loads=dict)
             (watch,) = fleet.watches

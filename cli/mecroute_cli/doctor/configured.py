@@ -102,6 +102,8 @@ def _discovery(config: Config) -> Iterator[Check]:
 def _cloud(cloud: CloudConfig) -> Check:
     import httpx
 
+    from mecroute.errors import MecrouteError
+
     if cloud.api_key_env and not cloud.key():
         detail = f"the variable {cloud.api_key_env} is not set"
         return Check("cloud", cloud.name, "broken", detail, f"export {cloud.api_key_env}=…")
@@ -109,7 +111,11 @@ def _cloud(cloud: CloudConfig) -> Check:
     headers = {"authorization": f"Bearer {key}"} if key else {}
     url = cloud.base_url.rstrip("/") + "/models"
     try:
-        answer = httpx.get(url, headers=headers, timeout=_CLOUD_TIMEOUT_S)
+        tls = cloud.tls()
+        verify = tls.context() if tls is not None else True
+        answer = httpx.get(url, headers=headers, timeout=_CLOUD_TIMEOUT_S, verify=verify)
+    except MecrouteError as error:
+        return Check("cloud", cloud.name, "broken", error.message, error.hint or "")
     except httpx.HTTPError as error:
         detail = f"{url} cannot be reached: {type(error).__name__}"
         return Check("cloud", cloud.name, "broken", detail, "check base_url and the network")

@@ -28,7 +28,7 @@ class Fleet:
 
     Args:
         config: its nodes, its sources of nodes, and whether idle nodes may be probed.
-        http: for asking nodes.
+        http: gives the client for asking a node.
         links: where round trips are kept.
         on_join, on_leave: told of every node that begins or ceases to be known.
     """
@@ -36,7 +36,7 @@ class Fleet:
     def __init__(
         self,
         config: Config,
-        http: httpx.AsyncClient,
+        http: Callable[[NodeConfig], httpx.AsyncClient],
         links: Links,
         *,
         on_join: Callable[[NodeConfig], None],
@@ -118,7 +118,7 @@ class Fleet:
 
     def _join(self, node: NodeConfig, source: str, *, trusts_region: bool) -> None:
         self._watches[node.name] = NodeWatch(
-            node, self._http, links=self._links, source=source, trusts_region=trusts_region
+            node, self._http(node), links=self._links, source=source, trusts_region=trusts_region
         )
         self._on_join(node)
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from mecroute.config.schema import NodeConfig
 from mecroute.network.links import Links
+from mecroute.network.tls import tls_problem
 from mecroute.network.traffic import network_ms
 from mecroute.nodes.load_header import ModelLoad
 from mecroute.nodes.report import ModelReport, NodeReport
@@ -207,7 +208,9 @@ class NodeWatch:
             report = NodeReport.model_validate_json(response.content)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             self._links.lost(self.node.name)
-            reason = "connection refused" if isinstance(error, httpx.ConnectError) else type(error).__name__
+            tls = isinstance(error, httpx.HTTPError) and tls_problem(error, self.node.url, self.node.tls())
+            refused = isinstance(error, httpx.ConnectError)
+            reason = tls[0] if tls else "connection refused" if refused else type(error).__name__
             self._failed(f"{self.node.url} cannot be reached ({reason})")
             return True
         except ValidationError as error:

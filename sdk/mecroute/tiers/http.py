@@ -27,6 +27,8 @@ from mecroute.errors import (
     TierResponseError,
     TierUnreachableError,
 )
+from mecroute.network.clients import HttpClients
+from mecroute.network.tls import ClientTls, tls_problem
 from mecroute.nodes.headers import DEADLINE_HEADER, deadline_value
 from mecroute.target import Target
 from mecroute.tiers.answer_shape import shape_problem
@@ -57,6 +59,7 @@ class Endpoint:
         name: the node's or the provider's name.
         base_url: up to and including `/v1`.
         continues_prefix: whether it continues a final assistant message.
+        tls: files for the connections to it; None: the system's authorities, and no certificate is shown.
     """
 
     tier: Tier
@@ -64,6 +67,7 @@ class Endpoint:
     base_url: str
     api_key: str | None = None
     continues_prefix: bool = False
+    tls: ClientTls | None = None
 
 
 class TrafficObserver(Protocol):
@@ -98,9 +102,9 @@ class HttpTier:
         self._endpoints = endpoints
         self._traffic = traffic
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30)
-        self._http = httpx.AsyncClient(limits=limits, follow_redirects=False, trust_env=True)
+        self._clients = HttpClients(limits=limits, follow_redirects=False, trust_env=True)
         self._plain = PlainHttp()
-        self._post = Posting(self._http)
+        self._post = Posting(self._clients.of(None))
 
     def continues_prefix(self, target: Target) -> bool:
         """Whether this endpoint continues a final assistant message."""
@@ -172,7 +176,7 @@ class HttpTier:
     async def aclose(self) -> None:
         """Close every connection."""
         await self._plain.aclose()
-        await self._http.aclose()
+        await self._clients.aclose()
 
     def _endpoint(self, target: Target) -> Endpoint:
         assert target.node is not None, "a remote target names its node"
@@ -219,24 +223,32 @@ class HttpTier:
         begun = time.monotonic()
         try:
             try:
-                response = await self._exchange(request)
+                response = await self._exchange(endpoint, request)
             except httpx.RemoteProtocolError:
                 # A kept connection that the server had closed in the meantime: nothing was answered, so
                 # the call is made once more on a new one.
                 begun = time.monotonic()
-                response = await self._exchange(request)
+                response = await self._exchange(endpoint, request)
         except httpx.HTTPError as error:
             self._lost(target)
+            if (problem := tls_problem(error, endpoint.base_url, endpoint.tls)) is not None:
+                what, hint = problem
+                raise TierUnreachableError(
+                    f"{endpoint.name} at {endpoint.base_url}: {what}",
+                    hint=hint,
+                    retryable=True,
+                    tier=endpoint.tier,
+                ) from error
             raise _unreachable(endpoint, error) from error
         if self._traffic is not None:
             waited_ms = (time.monotonic() - begun) * 1000
             self._traffic.answered(target, response.status_code, response.headers, waited_ms)
         return response
 
-    async def _exchange(self, request: httpx.Request) -> httpx.Response:
+    async def _exchange(self, endpoint: Endpoint, request: httpx.Request) -> httpx.Response:
         if self._plain.takes(request.url):
             return await self._plain.handle_async_request(request)
-        return await self._http.send(request, stream=True)
+        return await self._clients.of(endpoint.tls).send(request, stream=True)
 
     async def _read(self, endpoint: Endpoint, target: Target, response: httpx.Response) -> None:
         begun = time.monotonic()

@@ -113,7 +113,7 @@ def test_nodes_join_and_leave_and_the_configuration_s_word_comes_first() -> None
         config = Config(nodes=(NodeConfig(name="static", url="https://static.example"),))
         async with httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(503))) as http:
             fleet = Fleet(
-                config, http, Links(), on_join=lambda n: joined.append(n.name), on_leave=left.append
+                config, lambda _: http, Links(), on_join=lambda n: joined.append(n.name), on_leave=left.append
             )
             fleet.sources = (watch_of(fake, clock),)
             await fleet.refresh()

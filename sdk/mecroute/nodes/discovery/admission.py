@@ -41,8 +41,12 @@ def admitted(source: DiscoverySource, found: FoundNode) -> NodeConfig | str:
         region=source.region or (found.region if source.trust_region else None),
         api_key=source.api_key,
         api_key_env=source.api_key_env,
-        # Unset prices stay unset.
-        **source.model_dump(include={"input_usd_per_mtok", "output_usd_per_mtok"}, exclude_unset=True),
+        # Unset prices stay unset; a node without TLS takes no files for it.
+        **source.model_dump(
+            include={"input_usd_per_mtok", "output_usd_per_mtok"}
+            | ({"tls_cert", "tls_key", "tls_ca"} if parts.scheme == "https" else set()),
+            exclude_unset=True,
+        ),
     )
 
 
