@@ -107,6 +107,21 @@ def test_stop_strings_and_a_prefix(client: ollama.Client) -> None:
     assert answer.message.content == SAYS[3:]
 
 
+def test_logprobs(client: ollama.Client) -> None:
+    ask: dict[str, Any] = {"model": "tiny", "options": {"temperature": 0, "num_predict": 3}}
+    ask |= {"logprobs": True, "top_logprobs": 2}
+    whole = client.chat(messages=MESSAGES, **ask)
+    pieces = client.chat(messages=MESSAGES, stream=True, **ask)
+    streamed = [entry for piece in pieces for entry in piece.logprobs or []]
+    generated = client.generate(prompt="say it", **ask).logprobs
+    raw = client.generate(prompt="x", raw=True, **ask).logprobs
+    for entries in (whole.logprobs, streamed, generated, raw):
+        assert [entry.token for entry in entries or []] == list(SAYS[:3])
+        assert all(len(entry.top_logprobs or []) == 2 for entry in entries or [])
+    plain = client.chat(model="tiny", messages=MESSAGES, options=ask["options"])
+    assert plain.logprobs is None
+
+
 def test_every_sampling_option_is_taken(client: ollama.Client) -> None:
     options = {
         "temperature": 1.5,
@@ -203,6 +218,8 @@ def test_the_client_gets_its_own_errors(client: ollama.Client, stream: bool) -> 
         ("/api/chat", {"options": {"num_ctx": 1_000_000}}, "options.num_ctx"),
         ("/api/chat", {"options": {"temperature": "hot"}}, "temperature"),
         ("/api/chat", {"options": {"stop": [""]}}, "stop"),
+        ("/api/chat", {"logprobs": 1}, "logprobs"),
+        ("/api/chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs is 21"),
         ("/api/generate", {"prompt": 3}, "prompt"),
         ("/api/generate", {"prompt": "x", "suffix": "y"}, "suffix"),
         ("/api/generate", {"prompt": "x", "images": ["YQ=="]}, "images"),

@@ -80,6 +80,41 @@ def test_a_stream(client: openai.OpenAI) -> None:
     assert events[-1].response.usage.output_tokens == len(SAYS)
 
 
+def test_logprobs(client: openai.OpenAI) -> None:
+    ask = {**ASK, "max_output_tokens": 4}
+    chat = client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "say it"}],
+        temperature=0,
+        max_tokens=4,
+        logprobs=True,
+        top_logprobs=2,
+    )
+    assert chat.choices[0].logprobs
+    want = [entry.to_dict() for entry in chat.choices[0].logprobs.content or []]
+    answer = client.responses.create(**ask, include=["message.output_text.logprobs"], top_logprobs=2)
+    assert answer.top_logprobs == 2
+    ((part,),) = [item.content for item in answer.output if item.type == "message"]
+    assert part.type == "output_text"
+    found = [entry.to_dict() for entry in part.logprobs or []]
+    assert [entry["token"] for entry in found] == list(SAYS[:4])
+    for ours, theirs in zip(found, want, strict=True):
+        assert ours["bytes"] == theirs["bytes"]
+        assert ours["logprob"] == pytest.approx(theirs["logprob"], abs=0.01)
+        assert [top["token"] for top in ours["top_logprobs"]] == [
+            top["token"] for top in theirs["top_logprobs"]
+        ]
+    streamed = []
+    for event in client.responses.create(**ask, top_logprobs=2, stream=True):
+        if event.type == "response.output_text.delta":
+            streamed += [entry.token for entry in event.logprobs]
+        elif event.type == "response.output_text.done":
+            assert [entry.token for entry in event.logprobs] == streamed == list(SAYS[:4])
+    assert streamed
+    plain = client.responses.create(**ask, include=["reasoning.encrypted_content"]).to_dict()
+    assert plain["output"][0]["content"][0]["logprobs"] == []  # type: ignore[index]
+
+
 def test_an_answer_that_the_model_ended_is_complete() -> None:
     def generation() -> Generation:
         request = GenerationRequest(prompt=(1, 2), max_tokens=8)
@@ -142,7 +177,11 @@ def test_the_order_of_events(http: httpx.Client) -> None:
         ({"reasoning": {"effort": "low"}}, "reasoning"),
         ({"text": {"format": {"type": "xml"}}}, "text.format"),
         ({"truncation": "auto"}, "truncation"),
-        ({"include": ["x"]}, "include"),
+        ({"include": ["x"]}, "include[0]"),
+        ({"include": "x"}, "include"),
+        ({"include": ["file_search_call.results"]}, "file_search_call.results"),
+        ({"top_logprobs": 21}, "top_logprobs is 21"),
+        ({"top_logprobs": "x"}, "top_logprobs"),
         ({"stream": "yes"}, "stream"),
         ({"surprise": 1}, "surprise"),
         ({"model": None}, "model"),

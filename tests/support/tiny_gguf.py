@@ -5,6 +5,7 @@ Its dimensions are multiples of 32, so that block quantizations (Q8_0, Q4_0…) 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def write_tiny_gguf(
     *,
     seed: int = 0,
     context_length: int = 256,
-    says: str | None = None,
+    says: str | Sequence[str] | None = None,
     chat_template: bool = True,
     infill: bool = False,
 ) -> Path:
@@ -67,7 +68,8 @@ def write_tiny_gguf(
         context_length: tokens the header claims the model was trained for.
         says: a text whose UTF-8 bytes are all different: greedy decoding then repeats it for ever, one
             byte a token, whatever comes before (after one of its bytes it goes on from there, after
-            anything else it starts at the first). None: weights are random and the output means nothing.
+            anything else it starts at the first). A list of pieces of the vocabulary (`▁` is a space) instead
+            makes each a token. None: weights are random and the output means nothing.
         chat_template: whether the file carries a ChatML template.
         infill: whether its vocabulary ends with the three tokens of fill-in-the-middle.
 
@@ -95,7 +97,10 @@ def write_tiny_gguf(
     attention_scale, feed_forward_scale = 0.15, 0.15
 
     if says is not None:
-        ids = [FIRST_BYTE + b for b in says.encode()]
+        if isinstance(says, str):
+            ids = [FIRST_BYTE + b for b in says.encode()]
+        else:
+            ids = [tokens.index(piece) for piece in says]
         if len(set(ids)) != len(ids) or not 2 <= len(ids) <= EMBEDDING // 2:
             raise ValueError(f"'{says}' must have 2 to {EMBEDDING // 2} bytes, all different")
         # No layer adds anything, so the last token's embedding alone decides the next token: each byte has

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mecroute.engines.llama.engine import GenerationEvent, Usage
 from mecroute.engines.llama.generation import Answers
+from mecroute.engines.llama.logprobs import TokenLogprob
 from mecroute.engines.llama.tool_calls import AnswerParts, ToolCall
 from mecroute.errors import TierUnreachableError
 
@@ -18,11 +19,13 @@ class WholeAnswer:
         parts: texts and calls in their order; neighbouring texts are one.
         last: its last event.
         usage: what it took.
+        logprobs: of its tokens, where they were asked for.
     """
 
     parts: tuple[str | ToolCall, ...]
     last: GenerationEvent
     usage: Usage
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def calls(self) -> tuple[ToolCall, ...]:
@@ -62,4 +65,5 @@ async def read_whole(generation: Answers) -> WholeAnswer:
             parts.append(part)
     if texts:
         parts.append("".join(texts))
-    return WholeAnswer(tuple(parts), events[-1], events[-1].usage)
+    logprobs = tuple(entry for event in events for entry in event.logprobs)
+    return WholeAnswer(tuple(parts), events[-1], events[-1].usage, logprobs)

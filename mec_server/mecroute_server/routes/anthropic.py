@@ -31,4 +31,4 @@ async def count_tokens(request: Request, node: CurrentNode) -> JSONResponse:
         counted = await parse_off_loop(shapes.parse_count, body, lease.engine)
     finally:
         lease.release()
-    return JSONResponse({"input_tokens": len(counted.prompt)})
+    return JSONResponse({"input_tokens": counted.prompt_tokens})

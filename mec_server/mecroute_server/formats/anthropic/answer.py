@@ -112,7 +112,7 @@ def _frame(reply: Reply) -> dict[str, Any]:
 
 def _start(generation: Answers, reply: Reply) -> dict[str, Any]:
     usage = {
-        "input_tokens": len(generation.requests[0].prompt),
+        "input_tokens": generation.requests[0].prompt_tokens,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": 0,
         "output_tokens": 0,

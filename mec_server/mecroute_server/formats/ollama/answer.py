@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from mecroute.engines.llama.engine import Usage
 from mecroute.engines.llama.generation import Answers
+from mecroute.engines.llama.logprobs import TokenLogprob
+from mecroute.engines.llama.openai import token_logprobs
 from mecroute.engines.llama.tool_calls import AnswerParts, ToolCall
 from mecroute_server.formats.answers import read_whole
 from mecroute_server.framing import Framing, encode_json, failure_in
@@ -67,6 +69,7 @@ async def _whole(generation: Answers, reply: Reply, put: _Put) -> dict[str, Any]
     return {
         **_frame(reply.model),
         **put(answer.text, [_call(at, call) for at, call in enumerate(answer.calls)]),
+        **_logprobs(answer.logprobs),
         "done": True,
         "done_reason": answer.last.finish_reason,
         **_durations(answer.usage, reply),
@@ -76,23 +79,31 @@ async def _whole(generation: Answers, reply: Reply, put: _Put) -> dict[str, Any]
 async def _pieces(generation: Answers, reply: Reply, put: _Put) -> AsyncIterator[dict[str, Any]]:
     parts = AnswerParts(generation.requests[0].functions)
     calls = 0
+    pending: list[TokenLogprob] = []
     with generation:
         async for event in generation:
+            pending += event.logprobs
             for part in parts.take(event):
                 if isinstance(part, ToolCall):
                     told = put("", [_call(calls, part)])
                     calls += 1
                 else:
                     told = put(part, [])
-                yield {**_frame(reply.model), **told, "done": False}
+                yield {**_frame(reply.model), **told, **_logprobs(pending), "done": False}
+                pending = []
             if event.usage is not None:
                 yield {
                     **_frame(reply.model),
                     **put("", []),
+                    **_logprobs(pending),
                     "done": True,
                     "done_reason": event.finish_reason,
                     **_durations(event.usage, reply),
                 }
+
+
+def _logprobs(entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+    return {"logprobs": token_logprobs(entries)} if entries else {}
 
 
 def _call(index: int, call: ToolCall) -> dict[str, Any]:

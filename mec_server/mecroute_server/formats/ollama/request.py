@@ -22,15 +22,14 @@ from mecroute_server.formats.fields import (
 
 #: Fields that do not change what the answer says.
 _NEUTRAL = frozenset({"model", "name", "stream", "keep_alive"})
-_CHAT = _NEUTRAL | {"messages", "options", "format", "tools"}
-_GENERATE = _NEUTRAL | {"prompt", "suffix", "system", "raw", "options", "format"}
+_LOGPROBS = frozenset({"logprobs", "top_logprobs"})
+_CHAT = _NEUTRAL | _LOGPROBS | {"messages", "options", "format", "tools"}
+_GENERATE = _NEUTRAL | _LOGPROBS | {"prompt", "suffix", "system", "raw", "options", "format"}
 _EMPTY: dict[str, tuple[Any, ...]] = {
     "think": (False,),
     "images": ([],),
     "template": ("",),
     "context": ([],),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "truncate": (False,),
     "shift": (False,),
 }
@@ -82,7 +81,7 @@ def parse_chat(body: Mapping[str, Any], engine: LlamaEngine) -> GenerationReques
     fields = known_fields(body, _CHAT, _EMPTY)
     history = _History()
     messages = [history.translate(at, message) for at, message in enumerate(messages_in(fields))]
-    asked = {"messages": messages, "tools": fields.get("tools", []), **_form(fields)}
+    asked = {"messages": messages, "tools": fields.get("tools", []), **_form(fields), **_logprobs(fields)}
     with renamed(_NAMES):
         return openai.parse_chat({**asked, **_sampling(fields, engine)}, engine)
 
@@ -104,12 +103,22 @@ def parse_generate(body: Mapping[str, Any], engine: LlamaEngine) -> GenerationRe
         if _form(fields):
             raise unsupported(f"'format' together with '{beside}'")
         completion = {"prompt": prompt, "suffix": suffix, **sampling}
+        if wanted := _logprobs(fields):
+            completion["logprobs"] = wanted["top_logprobs"]
         (request,) = openai.parse_completion(completion, engine)
         return request
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
     with renamed(_NAMES):
-        return openai.parse_chat({"messages": messages, **_form(fields), **sampling}, engine)
+        asked = {"messages": messages, **_form(fields), **_logprobs(fields)}
+        return openai.parse_chat({**asked, **sampling}, engine)
+
+
+def _logprobs(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What the chat is asked for; how many candidates says nothing where no probabilities are wanted."""
+    if not flag(fields, "logprobs"):
+        return {}
+    return {"logprobs": True, "top_logprobs": fields.get("top_logprobs", 0)}
 
 
 def _form(fields: Mapping[str, Any]) -> dict[str, Any]:

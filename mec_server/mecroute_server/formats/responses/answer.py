@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from mecroute.engines.llama.engine import GenerationEvent, Usage
 from mecroute.engines.llama.generation import Answers
+from mecroute.engines.llama.logprobs import TokenLogprob
+from mecroute.engines.llama.openai import token_logprobs
 from mecroute.engines.llama.tool_calls import AnswerParts, ToolCall
-from mecroute.errors import MecrouteError
-from mecroute_server.formats.answers import read_whole
+from mecroute.errors import MecrouteError, TierUnreachableError
 from mecroute_server.framing import COMMENT, Framing, encode_named_event
 from mecroute_server.generation import Reply
 
@@ -19,14 +20,14 @@ _Event = dict[str, Any]
 
 async def response(generation: Answers, reply: Reply) -> dict[str, Any]:
     """The whole answer."""
-    answer = await read_whole(generation)
-    output = _Output(reply.id)
-    for part in answer.parts:
-        for _ in output.add(part):
-            pass
-    for _ in output.end(answer.last):
-        pass
-    return _Shape(reply).ended(output.items, answer.last, answer.usage)
+    whole: dict[str, Any] | None = None
+    async for event in events(generation, reply):
+        whole = event.get("response", whole)
+    if whole is None or whole["status"] == "in_progress":
+        raise TierUnreachableError(
+            "the generation was cancelled before its end", hint="send the request again", retryable=True
+        )
+    return whole
 
 
 async def events(generation: Answers, reply: Reply) -> AsyncIterator[_Event]:
@@ -43,6 +44,7 @@ async def _events(generation: Answers, reply: Reply) -> AsyncIterator[_Event]:
     parts = AnswerParts(generation.requests[0].functions)
     opened = False
     async for event in generation:
+        output.note(event.logprobs)
         if not opened:
             # With the first token and not before: until then an error can still be an HTTP status.
             opened = True
@@ -75,23 +77,33 @@ class _Output:
         self.items: list[dict[str, Any]] = []
         self._id = response_id.removeprefix("resp_")
         self._texts: list[str] | None = None
+        #: Of the open message's tokens, and of those whose text is still to come.
+        self._logprobs: list[dict[str, Any]] = []
+        self._pending: list[dict[str, Any]] = []
+
+    def note(self, logprobs: Sequence[TokenLogprob]) -> None:
+        """Keep the probabilities of tokens for the text that they make."""
+        if logprobs:
+            self._pending += token_logprobs(logprobs)
 
     def add(self, part: str | ToolCall) -> Iterator[_Event]:
         """Add text or a call; what is to be told of it."""
         if isinstance(part, ToolCall):
+            self._pending = []  # an item for a call has no place for them
             yield from self._close_message("completed")
             yield from self._add_call(part)
             return
         yield from self.open_message()
         assert self._texts is not None
         self._texts.append(part)
-        delta = {"delta": part, "logprobs": []}
+        delta = {"delta": part, "logprobs": self._take_pending()}
         yield {"type": "response.output_text.delta", **self._where(), **delta}
 
     def end(self, last: GenerationEvent) -> Iterator[_Event]:
         """The answer is complete, or cut off."""
         if not self.items:
             yield from self.open_message()
+        self._take_pending()  # of tokens without text
         yield from self._close_message("incomplete" if last.finish_reason == "length" else "completed")
 
     def open_message(self) -> Iterator[_Event]:
@@ -105,12 +117,17 @@ class _Output:
     def _close_message(self, status: str) -> Iterator[_Event]:
         if self._texts is None:
             return
-        content = "".join(self._texts)
-        yield {"type": "response.output_text.done", **self._where(), "text": content, "logprobs": []}
-        yield {"type": "response.content_part.done", **self._where(), "part": _part(content)}
-        item = {**self._message(status), "content": [_part(content)]}
+        content, logprobs = "".join(self._texts), self._logprobs
+        yield {"type": "response.output_text.done", **self._where(), "text": content, "logprobs": logprobs}
+        yield {"type": "response.content_part.done", **self._where(), "part": _part(content, logprobs)}
+        item = {**self._message(status), "content": [_part(content, logprobs)]}
         yield from self._done(item)
-        self._texts = None
+        self._texts, self._logprobs = None, []
+
+    def _take_pending(self) -> list[dict[str, Any]]:
+        taken, self._pending = self._pending, []
+        self._logprobs += taken
+        return taken
 
     def _add_call(self, call: ToolCall) -> Iterator[_Event]:
         item_id = self._item_id("fc")
@@ -163,6 +180,7 @@ class _Shape:
             "text": {"format": text.get("format") or {"type": "text"}},
             "tool_choice": body.get("tool_choice") or "auto",
             "tools": body.get("tools") or [],
+            "top_logprobs": body.get("top_logprobs") or 0,
             "top_p": body.get("top_p"),
             "truncation": "disabled",
             "user": body.get("user"),
@@ -191,8 +209,8 @@ class _Shape:
         }
 
 
-def _part(content: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": content, "annotations": [], "logprobs": []}
+def _part(content: str, logprobs: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    return {"type": "output_text", "text": content, "annotations": [], "logprobs": list(logprobs)}
 
 
 def _failure(error: MecrouteError, number: int) -> _Event:

@@ -29,12 +29,17 @@ _NEUTRAL = frozenset(
 )
 _SAMPLING = frozenset({"temperature", "top_p"})
 _TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
-_KNOWN = _NEUTRAL | _SAMPLING | _TOOLS | {"input", "instructions", "max_output_tokens", "text"}
+_KNOWN = (
+    _NEUTRAL
+    | _SAMPLING
+    | _TOOLS
+    | {"input", "instructions", "max_output_tokens", "text", "include", "top_logprobs"}
+)
+#: What `include` may ask for: log-probabilities, and what only matters where there is reasoning to be kept.
+_LOGPROBS, _REASONING = "message.output_text.logprobs", "reasoning.encrypted_content"
 _EMPTY: dict[str, tuple[Any, ...]] = {
-    "include": ([],),
     "background": (False,),
     "truncation": ("disabled",),
-    "top_logprobs": (0,),
     "reasoning": ({},),
 }
 _STATEFUL = ("previous_response_id", "conversation")
@@ -68,10 +73,24 @@ def parse_response(body: Mapping[str, Any], engine: LlamaEngine) -> GenerationRe
         "tools": [_tool(at, tool) for at, tool in enumerate(messages_in(fields, "tools"))],
         "tool_choice": _tool_choice(fields.get("tool_choice")),
         "response_format": _form(fields.get("text", {})),
+        **_logprobs(fields),
         **{name: fields[name] for name in _SAMPLING if name in fields},
     }
     with renamed(_NAMES):
         return openai.parse_chat(chat, engine)
+
+
+def _logprobs(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What the chat is asked for: `top_logprobs` alone wants them too."""
+    include = fields.get("include", [])
+    if not isinstance(include, list):
+        raise InvalidRequestError("include is not a list")
+    for at, name in enumerate(include):
+        if name not in (_LOGPROBS, _REASONING):
+            raise unsupported(f"include[{at}], {name!r},")
+    top = fields.get("top_logprobs")
+    wanted = _LOGPROBS in include or top not in (None, 0)
+    return {"logprobs": wanted, "top_logprobs": top} if wanted else {}
 
 
 def _tool(at: int, tool: Mapping[str, Any]) -> dict[str, Any]:

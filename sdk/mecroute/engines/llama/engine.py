@@ -24,7 +24,7 @@ from mecroute.engines.llama.gpu import GpuOptions
 from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.kv_memory import Resident
 from mecroute.engines.llama.lane import LaneOptions, open_adapter_lane, open_lane, open_speculator
-from mecroute.engines.llama.model import LlamaModel
+from mecroute.engines.llama.model import ChatPrompt, LlamaModel
 from mecroute.engines.llama.prefix_disk import PrefixDisk, PrefixDiskOptions
 from mecroute.engines.llama.prefix_folder import check_folder
 from mecroute.engines.llama.sampling import GREEDY, SamplingParams
@@ -184,7 +184,27 @@ class LlamaEngine:
             InvalidRequestError: no message, or the model's template refuses them.
         """
         self._check_open()
-        return self._model.tokenize_chat(messages, tools)
+        return self._model.chat_prompt(messages, tools).tokens
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        has_form: bool = False,
+    ) -> ChatPrompt:
+        """The same, but for the last word of an answer that is to be continued: that is chosen again.
+
+        Args:
+            messages: see `tokenize_chat`.
+            tools: see there.
+            has_form: whether the answer is to conform to a grammar.
+
+        Raises:
+            InvalidRequestError: no message, or the model's template refuses them.
+        """
+        self._check_open()
+        return self._model.chat_prompt(messages, tools, n_ctx=self.n_ctx, has_form=has_form)
 
     def tokenize(self, text: str, *, add_special: bool = True) -> tuple[int, ...]:
         """Split a text into token ids.
@@ -272,7 +292,7 @@ class LlamaEngine:
         if request.constraint is not None:
             with self._lock:  # the model must not be freed meanwhile
                 self._check_open()
-                Grammar(self._model, request.constraint).close()
+                Grammar(self._model, request.constraint.whole).close()
         scheduler = self._adapters if request.adapters else self._scheduler
         return scheduler.submit(request)
 
@@ -385,6 +405,7 @@ class LlamaEngine:
             else:
                 self.embed(["a fox"])
             return
+        _ = self._model.pieces  # nobody shall wait for that at the first answer to be continued
         for words in ("The quick brown fox jumps over the lazy dog. ", "Pack my box with five dozen jugs. "):
             prompt = self.tokenize(words * 12)[: max(1, min(64, self.n_ctx - 16))]
             for _ in self.submit(GenerationRequest(prompt, max_tokens=8, sampling=GREEDY)):

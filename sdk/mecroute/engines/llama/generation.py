@@ -45,6 +45,9 @@ class GenerationRequest:
 
     Attributes:
         prompt: token ids, at least one.
+        again: what the answer begins with without anybody seeing it, because the caller has it already; its
+            tokens count as the prompt's. See `mecroute.engines.llama.healing`.
+        n_again: how many tokens it was before it was taken off the prompt.
         max_tokens: ≥ 1; tokens to generate at most. The engine lowers it to what its context has room for.
         sampling: how to choose tokens.
         stop: strings that end the answer, and are left out of it.
@@ -73,9 +76,16 @@ class GenerationRequest:
     n: int = 1
     prefix_keys: tuple[str, ...] = ()
     session: str | None = None
+    again: bytes = b""
+    n_again: int = 0
     shown: Shown = Shown()
     id: str = field(default_factory=_new_id)
     submitter: Submitter = field(default_factory=current_submitter, compare=False, repr=False)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How long the prompt is in its caller's eyes."""
+        return len(self.prompt) + self.n_again
 
     def choice(self, index: int) -> GenerationRequest:
         """The request for one of its `n` answers."""
@@ -255,6 +265,11 @@ class Generation:
     def requests(self) -> tuple[GenerationRequest, ...]:
         """Its one request; see `Answers`."""
         return (self.request,)
+
+    @property
+    def room(self) -> int:
+        """KV cells that it may come to need."""
+        return len(self.request.prompt) + len(self.request.again) + self.max_tokens
 
     @property
     def done(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mecroute.engines.llama import native
@@ -24,12 +24,19 @@ class Constraint:
     Attributes:
         grammar: GBNF with a rule named root.
         prefix: token ids of what has already been said of the answer, which conforms too.
+        again: token ids of what was said behind that, and is going to be said again.
         field: of the request that asked for it, named in errors.
     """
 
     grammar: str
     prefix: tuple[int, ...] = ()
     field: str = "grammar"
+    again: tuple[int, ...] = ()
+
+    @property
+    def whole(self) -> Constraint:
+        """The same behind all that was said."""
+        return replace(self, prefix=self.prefix + self.again, again=())
 
 
 class Candidates:
@@ -86,7 +93,7 @@ class Grammar:
     Not thread-safe. `close` must be called; the model must outlive it.
     """
 
-    __slots__ = ("_apply", "_field", "_handle", "_lib", "_one", "_step_s", "n_vocab")
+    __slots__ = ("_apply", "_field", "_handle", "_lib", "_one", "_step_s")
 
     def __init__(self, model: LlamaModel, constraint: Constraint) -> None:
         import numpy as np
@@ -103,7 +110,6 @@ class Grammar:
                 f"{self._field}: llama.cpp cannot read this grammar",
                 hint="see llama.cpp's grammars/README.md for its GBNF",
             )
-        self.n_vocab = model.n_vocab
         self._one = Candidates(np.zeros(1, dtype=np.int32))
         try:
             for token in constraint.prefix:
@@ -173,14 +179,15 @@ class ConstrainedChoice:
 
     Args:
         chain: handle of a sampler chain, which must outlive this.
-        grammar: closed with this.
+        grammar: None: it admits all.
+        n_vocab: size of the vocabulary.
 
     Not thread-safe.
     """
 
     __slots__ = ("_accept", "_apply", "_candidates", "_chain", "_grammar")
 
-    def __init__(self, chain: Any, grammar: Grammar) -> None:
+    def __init__(self, chain: Any, grammar: Grammar | None, n_vocab: int) -> None:
         import numpy as np
 
         lib: Any = native.llama()
@@ -188,7 +195,7 @@ class ConstrainedChoice:
         self._grammar = grammar
         self._apply = lib.llama_sampler_apply
         self._accept = lib.llama_sampler_accept
-        self._candidates = Candidates(np.arange(grammar.n_vocab, dtype=np.int32))
+        self._candidates = Candidates(np.arange(n_vocab, dtype=np.int32))
 
     def choose(self, logits: Any) -> int:
         """Choose the next token, and go on behind it.
@@ -203,15 +210,13 @@ class ConstrainedChoice:
         candidates.reset(logits)
         self._apply(self._chain, candidates.reference)
         token = candidates.selected()
-        if not self._grammar.admits(token):
+        grammar = self._grammar
+        if grammar is not None and not grammar.admits(token):
             candidates.reset(logits)
-            self._grammar.restrict(candidates)
+            grammar.restrict(candidates)
             self._apply(self._chain, candidates.reference)
             token = candidates.selected()
         self._accept(self._chain, token)
-        self._grammar.accept(token)
+        if grammar is not None:
+            grammar.accept(token)
         return token
-
-    def close(self) -> None:
-        """Free the grammar; a second call does nothing."""
-        self._grammar.close()

@@ -139,4 +139,4 @@ class Residency:
 
 def _room(generation: Generation) -> int:
     """Cells that a request may come to need."""
-    return len(generation.request.prompt) + generation.max_tokens
+    return generation.room

@@ -9,6 +9,8 @@ from typing import Any
 
 from mecroute.engines.llama import native
 from mecroute.engines.llama.grammar import ConstrainedChoice, Grammar
+from mecroute.engines.llama.healing import HealedChoice
+from mecroute.engines.llama.model import LlamaModel
 
 #: How many of the last tokens repetition penalties look at (llama.cpp's default).
 PENALTY_WINDOW = 64
@@ -59,30 +61,35 @@ class Sampler:
 
     Args:
         params: what the request asked for.
-        n_vocab: size of the vocabulary.
+        model: whose vocabulary it is.
         prompt: the prompt's tokens, which penalties count like the answer's own, so that an answer
             continued elsewhere is penalised as if it had never been cut.
         grammar: what the answer must conform to; closed with this.
+        again: what the tokens must spell first; see `mecroute.engines.llama.healing`.
 
     Attributes:
-        constrained: chooses tokens where there is a grammar; None without one.
+        constrained: chooses tokens where there is a grammar, or something to be said again; else None.
         is_greedy: whether it is the most likely token that is chosen, whatever came before.
 
     Not thread-safe. `close` must be called.
     """
 
-    __slots__ = ("_lib", "constrained", "handle", "is_greedy")
+    __slots__ = ("_grammar", "_lib", "constrained", "handle", "is_greedy")
 
     def __init__(
         self,
         params: SamplingParams,
-        n_vocab: int,
+        model: LlamaModel,
         prompt: Sequence[int],
         grammar: Grammar | None = None,
+        *,
+        again: bytes = b"",
     ) -> None:
         lib: Any = native.llama()
         self._lib = lib
-        self.is_greedy = params.is_plain_greedy and grammar is None
+        n_vocab = model.n_vocab
+        self._grammar = grammar
+        self.is_greedy = params.is_plain_greedy and grammar is None and not again
         chain_params = lib.llama_sampler_chain_default_params()
         chain_params.no_perf = True
         chain = lib.llama_sampler_chain_init(chain_params)
@@ -118,12 +125,16 @@ class Sampler:
         if params.has_penalties:
             for token in prompt[-PENALTY_WINDOW:]:
                 lib.llama_sampler_accept(chain, token)
-        self.constrained = ConstrainedChoice(chain, grammar) if grammar is not None else None
+        self.constrained: ConstrainedChoice | HealedChoice | None = None
+        if grammar is not None or again:
+            choice = ConstrainedChoice(chain, grammar, n_vocab)
+            healed = HealedChoice(choice, model.pieces, model.piece, again) if again else None
+            self.constrained = healed or choice
 
     def close(self) -> None:
         """Free the chain; a second call does nothing."""
-        if self.constrained is not None:
-            self.constrained.close()
+        if self._grammar is not None:
+            self._grammar.close()
         if self.handle:
             self._lib.llama_sampler_free(self.handle)
             self.handle = None

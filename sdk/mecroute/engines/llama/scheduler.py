@@ -110,7 +110,7 @@ class Scheduler:
 
     def submit(self, request: GenerationRequest) -> Generation:
         """Queue a request; see `LlamaEngine.submit`."""
-        length, room = len(request.prompt), self._n_parallel + self._max_queue
+        length, room = request.prompt_tokens, self._n_parallel + self._max_queue
         if request.n > room:
             raise InvalidRequestError(
                 f"n is {request.n}, and {self._name} holds {room} requests", hint=f"ask for at most {room}"
@@ -122,7 +122,9 @@ class Scheduler:
                 hint="shorten the prompt, or serve the model with a longer context",
             )
         generation = Generation(
-            request, max_tokens=min(request.max_tokens, self._n_ctx - length), cancel=self._cancel
+            request,
+            max_tokens=min(request.max_tokens, self._n_ctx - len(request.prompt) - len(request.again)),
+            cancel=self._cancel,
         )
         request.submitter.reserve(generation.max_tokens * request.n)
         with self._changed:
@@ -365,9 +367,10 @@ class Scheduler:
                 cached=cached,
                 sampler=Sampler(
                     request.sampling,
-                    self._model.n_vocab,
+                    self._model,
                     prompt,
                     Grammar(self._model, request.constraint) if request.constraint is not None else None,
+                    again=request.again,
                 ),
                 now=time.perf_counter(),
             )

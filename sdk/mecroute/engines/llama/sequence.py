@@ -34,7 +34,7 @@ class Sequence:
     """
 
     __slots__ = (
-        "_cached", "_completed", "_first_token_at", "_last_token_at", "_logprobs", "_max_tokens",
+        "_again", "_cached", "_completed", "_first_token_at", "_last_token_at", "_logprobs", "_max_tokens",
         "_noted_bytes", "_shown_bytes", "_started_at", "_text", "_unreported", "draft", "gap_s",
         "generation", "next_token", "prompt", "room", "sampler", "slot", "top_logprobs",
     )  # fmt: skip
@@ -56,7 +56,8 @@ class Sequence:
         self.next_token = PREFILLING
         self.draft: list[int] = []
         self._max_tokens = generation.max_tokens
-        self.room = len(prompt) + self._max_tokens
+        self.room = generation.room
+        self._again = generation.request.again
         self._cached = cached
         self._text = TextStream(generation.request.stop)
         self._completed = 0
@@ -72,6 +73,9 @@ class Sequence:
 
     def note(self, logprob: TokenLogprob, piece: bytes) -> None:
         """Keep the probability of a token until the first of its text is shown."""
+        piece = piece[len(self._again) :]
+        if self._again and not piece:
+            return  # the caller has it already
         self._logprobs.append((self._noted_bytes, logprob))
         self._noted_bytes += len(piece)
 
@@ -87,6 +91,11 @@ class Sequence:
             Whether the answer is complete; its last event has then been pushed.
         """
         self.next_token = token
+        if self._again and piece is not None:
+            said, self._again = self._again, self._again[len(piece) :]
+            piece = piece[len(said) :]
+            if not piece:
+                return False
         self._completed += 1
         self._unreported += 1
         if self._completed == 1:
@@ -139,7 +148,7 @@ class Sequence:
 
     def _usage(self, now: float) -> Usage:
         return Usage(
-            prompt_tokens=len(self.prompt),
+            prompt_tokens=self.generation.request.prompt_tokens,
             completion_tokens=self._completed,
             cached_tokens=self._cached,
             ttft_ms=(self._first_token_at - self.generation.submitted_at) * 1e3,

@@ -1,5 +1,6 @@
 """OpenAI's shapes around the llama.cpp engine, for the device tier and the MEC server alike."""
 
+from mecroute.engines.llama.openai.choice import token_logprobs
 from mecroute.engines.llama.openai.completion import parse_completion
 from mecroute.engines.llama.openai.embeddings import (
     EmbeddingRequest,
@@ -28,5 +29,6 @@ __all__ = [
     "shortened",
     "text_chunks",
     "text_completion",
+    "token_logprobs",
     "wants_usage",
 ]

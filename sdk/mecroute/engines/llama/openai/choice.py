@@ -85,10 +85,7 @@ class ChatChoice:
 
     def _take_logprobs(self) -> dict[str, Any] | None:
         entries, self._pending = self._pending, []
-        if not entries:
-            return None
-        content = [{**_token(entry), "top_logprobs": [_token(top) for top in entry.top]} for entry in entries]
-        return {"content": content, "refusal": None}
+        return {"content": token_logprobs(entries), "refusal": None} if entries else None
 
 
 class TextChoice:
@@ -140,6 +137,11 @@ class TextChoice:
             "top_logprobs": [{_spelling(top): top.logprob for top in entry.top} for entry in entries],
             "text_offset": offsets,
         }
+
+
+def token_logprobs(entries: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """Tokens with their probabilities and candidates, as chat completions and responses have them."""
+    return [{**_token(entry), "top_logprobs": [_token(top) for top in entry.top]} for entry in entries]
 
 
 def _spelling(entry: TokenLogprob) -> str:

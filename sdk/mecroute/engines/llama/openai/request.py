@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from mecroute.engines.llama.generation import GenerationRequest
 from mecroute.engines.llama.grammar import Constraint
+from mecroute.engines.llama.model import ChatPrompt
 from mecroute.engines.llama.openai.fields import integer, known, number
 from mecroute.engines.llama.openai.format import parse_form
 from mecroute.engines.llama.openai.lora import parse_lora
@@ -55,10 +56,14 @@ class PromptTokenizer(Protocol):
         """See `LlamaEngine.adapters`."""
         ...
 
-    def tokenize_chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
-    ) -> tuple[int, ...]:
-        """See `LlamaEngine.tokenize_chat`."""
+    def chat_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        has_form: bool = False,
+    ) -> ChatPrompt:
+        """See `LlamaEngine.chat_prompt`."""
         ...
 
     def tokenize(self, text: str, *, add_special: bool = True) -> tuple[int, ...]:
@@ -95,18 +100,25 @@ def parse_chat(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRe
             f"tool_choice demands a call, and {form.field} another form", hint="send one of them"
         )
     form, constraint = tools.form or form, None
+    prompt = engine.chat_prompt(messages, tools.offered, has_form=form is not None)
     if form is not None:
-        said = messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else ""
-        constraint = Constraint(form.grammar, engine.tokenize(said, add_special=False), form.field)
-    prompt = engine.tokenize_chat(messages, tools.offered)
+        said = prompt.said
+        if said is None:
+            said = engine.tokenize(messages[-1]["content"], add_special=False)
+        constraint = Constraint(form.grammar, said, form.field, prompt.again)
     limit = integer(fields, "max_completion_tokens", 1, None)
     if limit is None:
         limit = integer(fields, "max_tokens", 1, None)
     request = make_request(
-        fields, engine, prompt, limit or engine.n_ctx, _chat_logprobs(fields), constraint, tools.names
+        fields, engine, prompt.tokens, limit or engine.n_ctx, _chat_logprobs(fields), constraint, tools.names
     )
-    # The very messages that were sent: clients name conversations by them too.
-    return replace(request, prefix_keys=tuple(prefix_keys(fields["messages"], tools=fields.get("tools"))))
+    return replace(
+        request,
+        again=prompt.again_text,
+        n_again=len(prompt.again),
+        # The very messages that were sent: clients name conversations by them too.
+        prefix_keys=tuple(prefix_keys(fields["messages"], tools=fields.get("tools"))),
+    )
 
 
 def wants_usage(body: Mapping[str, Any]) -> bool:
