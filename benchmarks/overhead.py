@@ -241,10 +241,12 @@ def time_calls(rounds: int, calls: int) -> dict[str, dict[str, float]]:
 
 
 def time_decisions() -> dict[int, dict[str, float]]:
-    """p50 and p95 of `RouterAgent.decide` in µs, by the number of targets."""
+    """p50 and p95 in µs of reading a request and deciding where it goes, by the number of targets."""
+    from mecroute.agents.context import ContextAgent
     from mecroute.agents.router import RouterAgent
     from mecroute.config import RouterConfig
-    from mecroute.context import Context, DeviceState, NetworkState, RequestFeatures
+    from mecroute.context import DeviceState, NetworkState
+    from mecroute.predict.difficulty import SHIPPED, difficulty_source
     from mecroute.predict.residuals import Residuals
     from mecroute.request import ingest
     from mecroute.routing.dispatch import Dispatch
@@ -252,7 +254,12 @@ def time_decisions() -> dict[int, dict[str, float]]:
 
     dice = random.Random(7)
     agent, residuals, dispatch = RouterAgent(RouterConfig()), Residuals(), Dispatch()
-    context = Context(RequestFeatures(0.4, (), 200, 100), DeviceState("test"), NetworkState())
+    reader = ContextAgent(
+        usual_output_tokens=lambda _: None,
+        read_device=lambda: DeviceState("test"),
+        read_network=NetworkState,
+        difficulty=difficulty_source(SHIPPED),
+    )
     found = {}
     for count in (3, 100, 1000):
         targets = [
@@ -271,7 +278,7 @@ def time_decisions() -> dict[int, dict[str, float]]:
             begun = time.perf_counter()
             decision = agent.decide(
                 request,
-                context,
+                reader.assess(request),
                 targets,
                 battery_floor=0.15,
                 correction=lambda target: residuals.correction(target.id),

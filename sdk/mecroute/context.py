@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mecroute.request import Need
+
+#: What a request asks for, as far as its words tell.
+Question = Literal[
+    "choice", "yes-no", "fact", "explanation", "comparison", "rewriting", "summary", "text", "code", "other"
+]
+#: Where a conversation stands: a first message, a further one, the result of a tool, an answer to go on with.
+Conversation = Literal["opening", "follow-up", "tool-result", "continuation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +26,10 @@ class RequestFeatures:
         output_tokens: predicted tokens to write.
         needs: abilities beyond plain text, as `tools` or `images`.
         kind: what requests with the same instructions have in common; None where there are none.
+        language: ISO 639-1 code of the language it is written in; None where nothing speaks for one.
+        question: what it asks for; None where that does not apply (embeddings, tensors).
+        conversation: where the conversation stands; None where there is none.
+        turns: messages of the user in it; 0 without a conversation.
     """
 
     complexity: float
@@ -26,6 +38,10 @@ class RequestFeatures:
     output_tokens: int
     needs: frozenset[Need] = frozenset()
     kind: str | None = None
+    language: str | None = None
+    question: Question | None = None
+    conversation: Conversation | None = None
+    turns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

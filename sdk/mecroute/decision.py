@@ -297,7 +297,8 @@ class Decision:
         return [
             f"request {self.request_id}: complexity {f.complexity:.2f}"
             + (f" ({', '.join(f.reasons)})" if f.reasons else "")
-            + f", about {f.prompt_tokens} tokens in, {f.output_tokens} out",
+            + f", about {f.prompt_tokens} tokens in, {f.output_tokens} out"
+            + "".join(f", {told}" for told in _nature(f)),
             f"requirements: {asked}",
             f"policy {self.policy}: score = {weighting or 'what its code says'}",
         ]
@@ -337,6 +338,16 @@ class Decision:
         lines += self.outcome()
         lines += [f"rejected {r.target.id}: {r.reason}: {r.detail}" for r in self.rejected]
         return "\n".join(lines)
+
+
+def _nature(features: RequestFeatures) -> Iterable[str]:
+    """Language, question and state of the conversation, where they are known."""
+    if features.language is not None:
+        yield f"language {features.language}"
+    if features.question is not None:
+        yield f"asks for: {features.question}"
+    if features.conversation is not None:
+        yield f"{features.conversation} ({features.turns} turns)"
 
 
 def _target_dict(target: Target) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import trustme
-from pydantic import ValidationError
 
 from mecroute import Client
 from mecroute.config import Config, NodeConfig
@@ -200,7 +199,7 @@ def test_files_of_a_client_that_do_not_work_are_named(authority: Authority, tmp_
         ({"url": "http://127.0.0.1:9", **shown}, "https://"),
         ({"url": "https://127.0.0.1:9", "tls_key": shown["tls_key"]}, "tls_key needs tls_cert"),
     ):
-        with pytest.raises(ValidationError, match=said):
+        with pytest.raises(ConfigError, match=said):
             NodeConfig(name="mec", **fields)
 
 

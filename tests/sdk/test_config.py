@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mecroute.config import load_config
+from mecroute.config import (
+    BudgetConfig,
+    CloudConfig,
+    Config,
+    DeviceConfig,
+    NodeConfig,
+    RouterConfig,
+    ServerConfig,
+    load_config,
+)
 from mecroute.errors import ConfigError
 from mecroute_registry.paths import config_dir
 
@@ -95,3 +105,33 @@ def test_a_mistake_in_a_variable_is_named(empty_dir: Path, monkeypatch, variable
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError, match=named):
         load_config()
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Config(device={"battery_floor": 2}), "Config.device.battery_floor"),
+        (lambda: DeviceConfig(battery_floor=2), "DeviceConfig.battery_floor: .* (given: 2)"),
+        (lambda: Config(nonsense=1), "Config.nonsense: there is no such setting"),
+        (lambda: Config(nodes=[{"name": "A!", "url": "x"}]), "Config.nodes.0.name"),
+        (lambda: NodeConfig(name="a", url="nowhere"), "NodeConfig.url"),
+        (lambda: BudgetConfig(name="x", limit_usd=float("nan")), "BudgetConfig.limit_usd"),
+        (lambda: RouterConfig(cascade={"tiers": ()}), "RouterConfig.cascade.tiers"),
+        (lambda: ServerConfig(tls_cert="cert.pem"), "tls_cert and tls_key go together"),
+        (
+            lambda: Config(cloud=[CloudConfig(name="a", base_url="http://x", model="m")] * 2),
+            "Config.cloud: the name 'a' is used twice",
+        ),
+    ],
+)
+def test_a_mistake_in_code_is_a_config_error_too(make: Callable[[], object], named: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    for part in named.split(".* "):
+        assert part in str(caught.value)
+
+
+def test_a_secret_is_not_told_in_an_error() -> None:
+    with pytest.raises(ConfigError) as caught:
+        NodeConfig(name="a", url="http://n", api_key=["sk-secret"])
+    assert "sk-secret" not in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,6 +29,10 @@ from mecroute.config.schema import Weighting
 from mecroute.context import RequestFeatures
 from mecroute.decision import Candidate, Decision, Scores
 from mecroute.evidence.explore import Explorer
+from mecroute.evidence.learning import Judgement
+from mecroute.evidence.shadow import Shadow
+from mecroute.evidence.signals import Answer
+from mecroute.outcome import Outcome, Provenance
 from mecroute.requirements import Requirements
 from mecroute.state.history import Filter, History
 from mecroute.target import Target
@@ -194,6 +199,22 @@ def test_a_second_answer_is_compared_and_only_the_agreement_is_kept(
     for file in tmp_path.glob("*.sqlite3*"):
         assert b"It is 4" not in file.read_bytes()
         assert b"six times" not in file.read_bytes()
+
+
+def test_whom_evidence_holds_for_the_better_one_is_the_reference(gate: BudgetGate) -> None:
+    """Measured 0.8 against 0.7, but judged answers have turned them round."""
+    told: list[Judgement] = []
+    shadow = Shadow(MonitorConfig(shadow_rate=1), {}, gate, told.append)
+    proud = replace(candidate("proud"), quality=0.8 - 0.2, quality_adjusted_by=-0.2)
+    modest = replace(candidate("modest"), quality=0.7 + 0.1, quality_adjusted_by=0.1)
+    decision = decided(proud, modest)
+    outcome = Outcome(modest.target.id, None, 10, 1, 1, None, 0.0)
+    provenance = Provenance("r", decision, outcome, (), "mec", None, "modest")
+    shadow.escalated(provenance, Answer("4"), Answer("42"))
+    (judgement,) = told
+    assert judgement.target_id == proud.target.id
+    assert modest.target.id in judgement.note
+    assert judgement.predicted == pytest.approx(0.8)  # evidence is counted against the prediction alone
 
 
 def test_no_comparison_leaves_the_privacy_or_the_region_of_its_request(

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
+from mecroute.errors import ConfigError
 from mecroute.network.tls import ClientTls
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
@@ -19,6 +28,24 @@ class Table(BaseModel):
     """One table of `mecroute.toml`: immutable, and an unknown setting is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    if not TYPE_CHECKING:  # type checkers know the fields, and would then not
+
+        def __init__(self, **settings: Any) -> None:
+            """Make it in code.
+
+            Raises:
+                ConfigError: a setting is wrong; the message names it.
+            """
+            try:
+                super().__init__(**settings)
+            except ValidationError as error:
+                place, reason = first_problem(error)
+                where = ".".join((type(self).__name__, *place))
+                raise ConfigError(f"{where}: {reason}") from error
+
+        # As of the class above: nested tables are validated as ever, and only what is called raises ours.
+        __init__.__pydantic_base_init__ = True
 
 
 class RemoteConfig(Table):
@@ -53,3 +80,15 @@ class RemoteConfig(Table):
         if self.tls() is not None and url is not None and not url.startswith("https://"):
             raise ValueError(f"tls_cert, tls_key and tls_ca need a URL with https://, and this one is {url}")
         return self
+
+
+def first_problem(error: ValidationError) -> tuple[list[str], str]:
+    """The first thing that is wrong: where, and in words with what was given (unless it may be a secret)."""
+    first = error.errors(include_url=False)[0]
+    place = [str(part) for part in first["loc"]]
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        reason = "there is no such setting"
+    secret = "key" in (place[-1] if place else "")
+    given = "" if secret or isinstance(first["input"], dict | list) else f" (given: {first['input']!r})"
+    return place, reason + given

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from mecroute.config.base import first_problem
 from mecroute.config.schema import Config
 from mecroute.errors import ConfigError
 from mecroute_registry.paths import config_dir
@@ -195,17 +196,10 @@ def _did_you_mean(word: str, known: Any) -> str:
 
 def _explain(error: ValidationError, sources: Mapping[str, str]) -> ConfigError:
     """Say of the first problem which setting it is, what was given and which layer set it."""
-    first = error.errors(include_url=False)[0]
-    place = [str(part) for part in first["loc"]]
-    dotted = ".".join(place)
+    place, reason = first_problem(error)
     source = _source_of(place, sources)
-    reason = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        reason = "there is no such setting"
-    secret = "key" in (place[-1] if place else "")
-    given = "" if secret or isinstance(first["input"], dict | list) else f" (given: {first['input']!r})"
     return ConfigError(
-        f"{source}: {dotted or 'configuration'}: {reason}{given}",
+        f"{source}: {'.'.join(place) or 'configuration'}: {reason}",
         hint="`mecroute config show` lists every setting and its source",
     )
 

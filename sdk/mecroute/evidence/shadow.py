@@ -139,8 +139,9 @@ class Shadow:
         found = agreement(one[1], other[1])
         if found is None:
             return
-        # The one that is expected to be worse is held against the one that is expected to be better.
-        judged, reference = sorted((one[0], other[0]), key=_raw_quality)
+        # The one that is expected to be worse is held against the one that is expected to be better, by all
+        # that is known: evidence may have turned round what their profiles say.
+        judged, reference = sorted((one[0], other[0]), key=_expected)
         self._judged(
             Judgement(
                 request_id=request_id,
@@ -169,6 +170,10 @@ class Shadow:
             return body
         finally:
             self._gate.settle(reservation, charged)
+
+
+def _expected(candidate: Candidate) -> tuple[float, float]:
+    return candidate.quality, _raw_quality(candidate)
 
 
 def _raw_quality(candidate: Candidate) -> float:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from math import expm1, log1p
 
+from mecroute.predict.excerpt import excerpt
 from mecroute.predict.shape import SHAPE_NAMES
 
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
@@ -28,12 +29,13 @@ _COUNTS = tuple(
 
 
 def quantities(text: str, words: Sequence[str], shape: Sequence[float]) -> list[float]:
-    """The arithmetic structure of a question, [17].
+    """The arithmetic structure of a question, [17]; of a long one, that of its beginning and its end.
 
     Args:
         words: as `read_words` gives them.
         shape: as `shape` gives it.
     """
+    text = excerpt(text)
     numbers = [found.replace(",", "") for found in _NUMBER.findall(text)]
     return [
         *(shape[place] for place in _LOGARITHMS),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mecroute.context import RequestFeatures
+from mecroute.context import Conversation, Question, RequestFeatures
+from mecroute.predict.excerpt import excerpt
 from mecroute.predict.kind import request_kind
+from mecroute.predict.language import language_of
+from mecroute.predict.question import question_of
+from mecroute.predict.signal_words import Wish, signal_words
 from mecroute.request import Need, Request, message_text
 
 #: Characters per token of English under common BPE vocabularies (32k to 128k entries).
@@ -15,36 +19,50 @@ CHARS_PER_TOKEN = 4.0
 _TOKENS_PER_MESSAGE = 6  # role and turn markers of common chat templates
 _PART_NEEDS: Mapping[str, Need] = {"image_url": "images", "input_audio": "audio"}
 
-_SIGNALS: tuple[tuple[str, float, re.Pattern[str]], ...] = (
-    ("asks for reasoning", 0.30, re.compile(
-        r"\b(prove|proof|derive|deduce|reason|why|step[- ]by[- ]step|justify|trade-?offs?|implications?|"
-        r"critique|evaluate|analy[sz]e|root cause|hypothes[ie]s)\b", re.I)),
-    ("asks to compare or plan", 0.20, re.compile(
-        r"\b(compare|contrast|versus|pros and cons|design|plan|strategy|architect\w*|optimi[sz]e)\b", re.I)),
-    ("holds code", 0.20, re.compile(
-        r"```|\b(def|class|function|SELECT .+ FROM|import|#include|implement|refactor|debug|stack trace|"
-        r"algorithm|regex)\b")),
-    ("holds mathematics", 0.20, re.compile(
-        r"\b(integral|derivative|theorem|equation|probability|matrix|eigen\w*|solve for)\b|[∑∫√≤≥≠]|"
-        r"\d\s*[-+*/^]\s*\d", re.I)),
-    ("asks for a long or structured text", 0.12, re.compile(
-        r"\b(essay|report|article|story|letter|table|json|yaml|outline|in detail|at least \d+)\b", re.I)),
-)  # fmt: skip
+#: What raises the complexity: words of the request's own language, and marks that every language shares.
+_WISHES: tuple[tuple[Wish, float, str], ...] = (
+    ("reason", 0.30, "asks for reasoning"),
+    ("plan", 0.20, "asks to compare or plan"),
+    ("long", 0.12, "asks for a long or structured text"),
+)
+_CODE_WEIGHT, _MATHS_WEIGHT = 0.20, 0.20
+_CODE_WORDS = frozenset(
+    ("def", "class", "function", "import", "implement", "refactor", "debug", "algorithm", "regex")
+)
+_CODE_MARKS = ("```", "#include", "stack trace", "</", "();", "=>")
+_SQL = re.compile(r"\bSELECT [^\n]{1,200} FROM\b")
+_MATHS = (
+    "integral derivative theorem equation probability matrix eigenvalue eigenvalues eigenvector ableitung "
+    "gleichung wahrscheinlichkeit dérivée équation probabilité intégrale théorème derivada ecuación "
+    "probabilidad derivata equazione probabilità equação probabilidade"
+)
+_MATHS_WORDS = frozenset(_MATHS.split())
+_MATHS_MARKS = re.compile(r"[∑∫√≤≥≠]|\d[ \t]*[-+*/^][ \t]*\d")
 _LENGTH_SATURATES_AT = 800  # prompt tokens beyond which length tells no more
 _LENGTH_WEIGHT = 0.25
-_CONSTRAINTS = re.compile(r"^\s*(?:[-*]|\d+[.)])\s", re.M)
-_FEW_OUTPUT = re.compile(
-    r"\b(yes or no|true or false|one word|which of|what is the (?:capital|name)|how many|when (?:did|was|is)|"
-    r"who (?:is|was|wrote)|classify|label)\b", re.I
-)  # fmt: skip
+_CONSTRAINTS = re.compile(r"^[ \t]*(?:[-*]|\d{1,9}[.)])\s", re.M)
+_WORDS = re.compile(r"[^\W\d_]+")
+#: A shorter message that goes on a conversation says little without the one before it ("and in French?").
+_SHORT_CHARS = 80
+#: Of a text beyond so many characters, scripts are counted in pieces from all over it.
+_COUNTED_WHOLE = 4000
+_PIECES = 8
 
 
 def estimate_tokens(text: str) -> int:
     """Tokens of a text, from its length; at least 1. Non-Latin scripts take about one per character."""
     if text.isascii():
         return max(1, round(len(text) / CHARS_PER_TOKEN))
-    wide = sum(character > "\u02ff" for character in text)
-    return max(1, round(wide + (len(text) - wide) / CHARS_PER_TOKEN))
+    share = _wide_share(text)
+    return max(1, round(len(text) * (share + (1 - share) / CHARS_PER_TOKEN)))
+
+
+def _wide_share(text: str) -> float:
+    """Share of the characters that are of no Latin script, 0..1."""
+    if len(text) > _COUNTED_WHOLE:
+        step, size = len(text) // _PIECES, _COUNTED_WHOLE // _PIECES
+        text = "".join(text[begin : begin + size] for begin in range(0, _PIECES * step, step))
+    return sum(character > "\u02ff" for character in text) / len(text)
 
 
 def request_features(
@@ -53,7 +71,7 @@ def request_features(
     usual_output_tokens: float | None = None,
     difficulty: Callable[[str], float] | None = None,
 ) -> RequestFeatures:
-    """Read the features of a request.
+    """Read the features of a request. Of a long text its beginning and its end are read (`excerpt`).
 
     Args:
         difficulty: a learned difficulty (0..1) of a text; the complexity is then the mean of it and of what
@@ -65,60 +83,134 @@ def request_features(
     prompt_tokens = estimate_tokens(text)
     if request.task in ("embed", "classify", "infer"):
         return RequestFeatures(0.0, (), prompt_tokens, 0, kind=request_kind(request))
-    turns = 1
+    turns, conversation, begun = 0, None, ""
     instructions = text
     needs: set[Need] = set()
     if request.task == "chat":
         messages = request.body["messages"]
         prompt_tokens += _TOKENS_PER_MESSAGE * len(messages)
-        turns = sum(message.get("role") == "user" for message in messages)
-        instructions = next((message_text(m) for m in reversed(messages) if m.get("role") == "user"), text)
+        asked = [message for message in messages if message.get("role") == "user"]
+        turns, conversation = len(asked), _conversation(messages)
+        instructions = _instructions(asked, conversation) if asked else text
+        begun = message_text(messages[-1]) if conversation == "continuation" else ""
         needs |= _content_needs(messages)
     needs |= _body_needs(request.body)
-    signalled, reasons = _complexity(instructions, prompt_tokens, turns)
+    read = _Read(excerpt(instructions))
+    signalled, reasons = read.complexity(prompt_tokens, turns)
     complexity = signalled
     if difficulty is not None:
         learned = difficulty(instructions)
         complexity = (signalled + learned) / 2
         reasons.append(f"learned difficulty {learned:.2f}")
+    output_tokens = _output_tokens(
+        read.question, estimate_tokens(instructions), signalled, usual_output_tokens, begun
+    )
+    limit = request.body.get("max_completion_tokens") or request.body.get("max_tokens")
     return RequestFeatures(
         complexity=complexity,
         reasons=tuple(reasons),
         prompt_tokens=prompt_tokens,
-        output_tokens=_output_tokens(instructions, signalled, request.body, usual_output_tokens),
+        output_tokens=max(1, round(min(output_tokens, limit) if limit else output_tokens)),
         needs=frozenset(needs),
-        kind=request_kind(request),
+        kind=request_kind(request, read.language),
+        language=read.language,
+        question=read.question,
+        conversation=conversation,
+        turns=turns,
     )
 
 
-def _complexity(text: str, prompt_tokens: int, turns: int) -> tuple[float, list[str]]:
-    score, reasons = 0.05, []
-    for reason, weight, pattern in _SIGNALS:
-        hits = len(pattern.findall(text))
-        if hits:
-            # A second and third signal of a kind add half as much; more tell nothing new.
-            score += weight * (1 + 0.5 * (min(hits, 3) - 1))
-            reasons.append(reason)
-    length = min(1.0, prompt_tokens / _LENGTH_SATURATES_AT)
-    score += _LENGTH_WEIGHT * length
-    if length > 0.5:
-        reasons.append("long")
-    listed = len(_CONSTRAINTS.findall(text))
-    if listed >= 3:
-        score += 0.10
-        reasons.append(f"{listed} listed constraints")
-    if turns > 3:
-        score += 0.05
-        reasons.append("long conversation")
-    return min(1.0, score), reasons
+class _Read:
+    """One text, read once."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        lower = text.lower()
+        words = _WORDS.findall(lower)
+        self.language = language_of(text, words)
+        known = signal_words(self.language)
+        self._hits: dict[Wish, int] = {}
+        for wishes in filter(None, map(known.wishes.get, words)):
+            for wish in wishes:
+                self._hits[wish] = self._hits.get(wish, 0) + 1
+        for phrase, wish in known.phrases:
+            if phrase in lower:
+                self._hits[wish] = self._hits.get(wish, 0) + 1
+        self._code = _hits(words, _CODE_WORDS) + sum(mark in text for mark in _CODE_MARKS)
+        self._code += _SQL.search(text) is not None
+        self._maths = _hits(words, _MATHS_WORDS) + len(_MATHS_MARKS.findall(text))
+        self.question: Question = question_of(text, words, self._hits, has_code="```" in text)
+
+    def complexity(self, prompt_tokens: int, turns: int) -> tuple[float, list[str]]:
+        """0..1, and the signals that raised it."""
+        score, reasons = 0.05, []
+        signals = [(self._hits.get(wish, 0), weight, reason) for wish, weight, reason in _WISHES]
+        signals += [
+            (self._code, _CODE_WEIGHT, "holds code"),
+            (self._maths, _MATHS_WEIGHT, "holds mathematics"),
+        ]
+        for hits, weight, reason in signals:
+            if hits:
+                # A second and third signal of a kind add half as much; more tell nothing new.
+                score += weight * (1 + 0.5 * (min(hits, 3) - 1))
+                reasons.append(reason)
+        length = min(1.0, prompt_tokens / _LENGTH_SATURATES_AT)
+        score += _LENGTH_WEIGHT * length
+        if length > 0.5:
+            reasons.append("long")
+        listed = len(_CONSTRAINTS.findall(self._text))
+        if listed >= 3:
+            score += 0.10
+            reasons.append(f"{listed} listed constraints")
+        if turns > 3:
+            score += 0.05
+            reasons.append("long conversation")
+        return min(1.0, score), reasons
 
 
-def _output_tokens(text: str, complexity: float, body: Mapping[str, Any], usual: float | None) -> int:
-    guess = 16.0 if _FEW_OUTPUT.search(text) else 40 + 400 * complexity
+def _hits(words: Sequence[str], known: frozenset[str]) -> int:
+    return sum(map(known.__contains__, words))
+
+
+def _conversation(messages: Sequence[Mapping[str, Any]]) -> Conversation:
+    last = messages[-1].get("role")
+    if last == "assistant":
+        return "continuation"
+    if last in ("tool", "function"):
+        return "tool-result"
+    return "follow-up" if any(m.get("role") == "assistant" for m in messages) else "opening"
+
+
+def _instructions(asked: Sequence[Mapping[str, Any]], conversation: Conversation) -> str:
+    """What is to be done: the user's last message, with the one before where it says little by itself."""
+    last = message_text(asked[-1])
+    if conversation == "follow-up" and len(asked) > 1 and len(last) < _SHORT_CHARS:
+        return f"{message_text(asked[-2])}\n{last}"
+    return last
+
+
+def _output_tokens(
+    question: Question, asked_tokens: int, complexity: float, usual: float | None, begun: str
+) -> float:
+    """Tokens that the answer will take, about.
+
+    Args:
+        asked_tokens: of the instructions and what they are about.
+        begun: the part of the answer that is there already.
+    """
+    if question in ("fact", "yes-no", "choice"):
+        guess = 16.0
+    elif question == "rewriting":
+        guess = min(1000.0, max(16.0, 0.9 * asked_tokens))  # as long as what is rewritten
+    elif question == "summary":
+        guess = min(250.0, 40 + 0.15 * asked_tokens)
+    else:
+        guess = 40 + 400 * complexity
     if usual is not None:
         guess = (guess + usual) / 2
-    limit = body.get("max_completion_tokens") or body.get("max_tokens")
-    return max(1, round(min(guess, limit) if limit else guess))
+    if begun:
+        guess = max(16.0, guess - estimate_tokens(begun))
+    return guess
 
 
 def _content_needs(messages: Any) -> set[Need]:

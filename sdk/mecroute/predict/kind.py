@@ -16,8 +16,14 @@ _READ_CHARS = 4096
 _INSTRUCTING = ("system", "developer")
 
 
-def request_kind(request: Request) -> str | None:
+def request_kind(request: Request, language: str | None = None) -> str | None:
     """A name for requests with these instructions: the task and a digest, from which no text can be had.
+
+    Without instructions, chats in a language other than English are of a kind of their own: what models are
+    measured on is English, and small ones may know little else.
+
+    Args:
+        language: ISO 639-1 code of the language of the request, where it is known.
 
     Returns:
         None where the request says nothing beyond its own text.
@@ -29,7 +35,7 @@ def request_kind(request: Request) -> str | None:
         return None
     told = [message_text(m) for m in request.body["messages"] if m.get("role") in _INSTRUCTING]
     if not told and request.app is None:
-        return None
+        return None if language in (None, "en") else f"chat-{language}"
     return f"chat-{_digest('|'.join((request.app or '', *told)))}"
 
 

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from math import log1p
 
+from mecroute.predict.excerpt import excerpt
+
 _GROUPS: Mapping[str, str] = {
     "negations": "not except least never false incorrect neither nor cannot without",
     "number words": "half third quarter twice thrice double triple one two three four five six seven eight "
@@ -44,7 +46,7 @@ SHAPE_NAMES: tuple[str, ...] = (
 
 
 def shape(text: str, words: Sequence[str]) -> list[float]:
-    """The shape of a text, in the order of `SHAPE_NAMES`.
+    """The shape of a text, in the order of `SHAPE_NAMES`; of a long one, that of its beginning and its end.
 
     Args:
         words: its words, lower case, as `read_words` gives them.
@@ -59,8 +61,9 @@ def shape(text: str, words: Sequence[str]) -> list[float]:
     lengths = list(map(len, words))
     numbers = [length for word, length in zip(words, lengths, strict=True) if word[0].isdigit()]
     count = max(1, len(words))
+    characters, text = len(text), excerpt(text)
     return [
-        log1p(len(text)),
+        log1p(characters),
         log1p(len(words)),
         sum(lengths) / count,
         10 * sum(length > _LONG_WORD for length in lengths) / count,

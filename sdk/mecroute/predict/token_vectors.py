@@ -19,6 +19,7 @@ from importlib.resources import files
 from operator import mul
 
 from mecroute.errors import ConfigError
+from mecroute.predict.excerpt import excerpt
 
 _MAGIC = b"MRTV"
 _VERSION = 1
@@ -30,8 +31,6 @@ _OFFSET = 128  # lanes hold unsigned numbers: what is stored is value + 128
 _WORDS = re.compile(r"[^\W_]+|[^\w\s]|_")
 _LONGEST_WORD = 64
 _FRACTION_BITS = 32
-#: Of a longer text the beginning and the end are read: the task stands there, and time stays bounded.
-_READ_CHARS = 2000
 _WORDS_REMEMBERED = 50_000
 
 
@@ -40,9 +39,7 @@ def read_words(text: str) -> list[str]:
 
     Of a text beyond 4,000 characters the beginning and the end are read.
     """
-    if len(text) > 2 * _READ_CHARS:
-        text = f"{text[:_READ_CHARS]} {text[-_READ_CHARS:]}"
-    text = text.lower()
+    text = excerpt(text).lower()
     if not text.isascii():
         text = "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
     return _WORDS.findall(text)
