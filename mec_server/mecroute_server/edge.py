@@ -90,6 +90,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
+        body = _Body(receive, self._body_timeout_s)
         headers = Headers(scope=scope)
         request_id = headers.get("x-request-id", "")
         if not _REQUEST_ID.fullmatch(request_id):
@@ -112,8 +113,10 @@ class Edge:
                 streams_events = answer.get("content-type", "").startswith("text/event-stream")
                 answer["x-request-id"] = request_id
                 answer["x-mecroute-node"] = self._node
-                # What a client subtracts from the time it waited: the rest was the network's.
-                answer["server-timing"] = f"total;dur={(time.perf_counter() - started) * 1000:.1f}"
+                # What a client subtracts from the time it waited: the rest was the network's, as is the time
+                # in which the request's body was still on its way.
+                took_s = time.perf_counter() - started - body.waited_s
+                answer["server-timing"] = f"total;dur={took_s * 1000:.1f}"
                 model = state.get("model")
                 if self._load_of is not None and model and (load := self._load_of(model)) is not None:
                     answer[LOAD_HEADER] = load
@@ -132,7 +135,7 @@ class Edge:
             try:
                 with submitting(requester):
                     async with limit:
-                        await self._app(scope, self._in_time(receive), send_with_headers)
+                        await self._app(scope, body.receive, send_with_headers)
             except TimeoutError:
                 if not limit.expired():
                     raise  # another one, of something the route waited for
@@ -175,31 +178,41 @@ class Edge:
                 if status in _REFUSALS and "refused" in state:
                     self._metrics.record_refused(state["refused"])
 
-    def _in_time(self, receive: Receive) -> Receive:
-        """Bound the time that the whole body may take to arrive."""
-        loop = asyncio.get_running_loop()
-        ends_at = loop.time() + self._body_timeout_s
-        complete = False
 
-        async def receive_in_time() -> Message:
-            nonlocal complete
-            if complete:  # what comes now is that the caller has left, whenever that is
-                return await receive()
-            limit = asyncio.timeout_at(ends_at)
-            try:
-                async with limit:
-                    message = await receive()
-            except TimeoutError:
-                if not limit.expired():
-                    raise
-                raise RequestTimeoutError(
-                    f"the request body was not complete after {self._body_timeout_s:g} s",
-                    hint="send it faster or in smaller requests, or raise [server] body_timeout_s",
-                ) from None
-            complete = message["type"] != "http.request" or not message.get("more_body", False)
-            return message
+class _Body:
+    """Bounds the time that a whole body may take to arrive, and counts it.
 
-        return receive_in_time
+    Attributes:
+        waited_s: what was waited for it so far.
+    """
+
+    def __init__(self, receive: Receive, within_s: float) -> None:
+        self.waited_s = 0.0
+        self._receive = receive
+        self._within_s = within_s
+        self._loop = asyncio.get_running_loop()
+        self._ends_at = self._loop.time() + within_s
+        self._is_complete = False
+
+    async def receive(self) -> Message:
+        """The next message; once the body is complete, whenever that comes."""
+        if self._is_complete:  # what comes now is that the caller has left
+            return await self._receive()
+        limit = asyncio.timeout_at(self._ends_at)
+        begun = self._loop.time()
+        try:
+            async with limit:
+                message = await self._receive()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise RequestTimeoutError(
+                f"the request body was not complete after {self._within_s:g} s",
+                hint="send it faster or in smaller requests, or raise [server] body_timeout_s",
+            ) from None
+        self.waited_s += self._loop.time() - begun
+        self._is_complete = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
 
 
 async def answer_error(request: Request, error: Exception) -> JSONResponse:

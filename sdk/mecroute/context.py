@@ -54,6 +54,7 @@ class DeviceState:
         battery: charge 0..1; None without a battery.
         charging: whether it is on mains power.
         throttled: whether the processor is being slowed down for heat.
+        speed_share: 0..1, what is left of its usual speed while it is slowed down; 1 while it is not.
         bandwidth_bytes_per_s: measured memory bandwidth of one thread; None until it was measured.
     """
 
@@ -63,6 +64,7 @@ class DeviceState:
     charging: bool = True
     throttled: bool = False
     bandwidth_bytes_per_s: float | None = None
+    speed_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class NetworkState:
         rtt_ms, jitter_ms: median over the remotes that were lately heard of.
         loss: 0..1, share of recent exchanges that were lost on the way.
         bandwidth_bytes_per_s: best rate at which a body recently came in.
+        upload_bytes_per_s: usual rate at which a body recently went out.
     """
 
     offline: bool = False
@@ -85,13 +88,14 @@ class NetworkState:
     jitter_ms: float | None = None
     loss: float = 0.0
     bandwidth_bytes_per_s: float | None = None
+    upload_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """Everything the router is told about one request besides the targets.
 
-    `upload_bytes`: about how much a remote target would have to be sent; 0 where nobody asks.
+    `upload_bytes`: about how much a remote target would have to be sent.
     """
 
     features: RequestFeatures

@@ -67,9 +67,11 @@ class Pipeline:
             self.on_request()
         context = self.context.assess(request)
         await self.resource.refresh()
-        targets = self.resource.targets(context.device.bandwidth_bytes_per_s)
+        device = context.device
+        targets = self.resource.targets(device.bandwidth_bytes_per_s, speed_share=device.speed_share)
         if any(t.speed_source == "assumed" and t.target.tier == "device" for t in targets):
-            targets = self.resource.targets(await asyncio.to_thread(bandwidth))
+            known = await asyncio.to_thread(bandwidth)
+            targets = self.resource.targets(known, speed_share=device.speed_share)
         decision = self.router.decide(
             request,
             context,

@@ -44,6 +44,9 @@ class TargetState:
         accuracy: 0..1, share of evaluation items right; None where unknown.
         accuracy_source: `measured`, `declared` or `assumed`.
         round_trip_ms: time to reach the target and back, without its work.
+        jitter_ms: mean deviation of that.
+        loss: 0..1, share of recent exchanges with it that were lost on the way.
+        upload_bytes_per_s, download_bytes_per_s: rates of bodies to it and from it; None until measured.
         speed_source: where the speeds come from, in words.
         ready_in_ms: time until it can begin (a model that must be loaded first).
         availability: 0..1, share of recent calls that were answered.
@@ -77,3 +80,7 @@ class TargetState:
     speed_is_shared: bool = False
     zone: str | None = None
     prefixes: frozenset[str] = frozenset()
+    jitter_ms: float = 0.0
+    loss: float = 0.0
+    upload_bytes_per_s: float | None = None
+    download_bytes_per_s: float | None = None

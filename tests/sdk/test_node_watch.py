@@ -119,7 +119,7 @@ def test_fifty_requests_a_second_fetch_at_most_one_report_a_second(node: NodeSer
             # An answer's own headers are newer than the report.
             await client.chat.completions.create(messages=HELLO, max_tokens=2)
             assert "tiny" in watch._loads
-            assert watch.round_trip_ms is not None
+            assert watch.link.rtt_ms is not None
 
     asyncio.run(run())
 

@@ -23,6 +23,7 @@ class FaultyProxy:
         self._open: set[socket.socket] = set()
         self._cut_at: int | None = None
         self._bytes_per_s: float | None = None
+        self._sent_bytes_per_s: float | None = None
         self._down = False
         self._closed = False
         self._threads: list[threading.Thread] = []
@@ -45,14 +46,15 @@ class FaultyProxy:
         """Break the connections that are open; new ones are forwarded."""
         self._reset_all()
 
-    def slow_down(self, bytes_per_s: float) -> None:
-        """Let no more than this come back per second."""
-        self._bytes_per_s = bytes_per_s
+    def slow_down(self, bytes_per_s: float | None, *, sent_bytes_per_s: float | None = None) -> None:
+        """Let no more than this come back, and be sent, per second; None: as much as comes."""
+        self._bytes_per_s, self._sent_bytes_per_s = bytes_per_s, sent_bytes_per_s
 
     def heal(self) -> None:
         """Forward faithfully from now on."""
         with self._lock:
             self._cut_at, self._down, self._bytes_per_s = None, False, None
+            self._sent_bytes_per_s = None
 
     def close(self) -> None:
         """Stop listening and end every connection."""
@@ -96,8 +98,9 @@ class FaultyProxy:
                 if counted and not self._count(data, target):
                     return
                 target.sendall(data)
-                if counted and self._bytes_per_s:
-                    time.sleep(len(data) / self._bytes_per_s)
+                rate = self._bytes_per_s if counted else self._sent_bytes_per_s
+                if rate:
+                    time.sleep(len(data) / rate)
         except OSError:
             pass
         finally:

@@ -9,15 +9,19 @@ from dataclasses import replace
 from mecroute.config.network import NetworkConfig
 from mecroute.context import Context, DeviceState, NetworkState
 from mecroute.device.probe import DeviceReading, Probes
-from mecroute.device.state import read_device_state, read_network_state
+from mecroute.device.state import ASSUMED_THROTTLED_SHARE, read_device_state, read_network_state
 from mecroute.network.links import Links
 from mecroute.predict.complexity import request_features
 from mecroute.request import Request
 
 #: Battery, memory and routes change slowly; reading them costs more than a whole decision.
 _REFRESH_S = 1.0
+_DEVICE_FIELDS = (
+    *("memory_available_bytes", "battery", "charging", "throttled"),
+    *("bandwidth_bytes_per_s", "speed_share"),
+)
 #: Values of a request that are looked through for how much has to be sent.
-_MAX_VALUES = 100_000
+_MAX_VALUES = 10_000
 
 
 class ContextAgent:
@@ -65,9 +69,7 @@ class ContextAgent:
             usual_output_tokens=self._usual_output_tokens(request.user),
             difficulty=self._difficulty,
         )
-        # Only a metered network makes the size matter.
-        upload = upload_bytes(request) if network.upload_limit_bytes is not None else 0
-        return Context(features=features, device=device, network=network, upload_bytes=upload)
+        return Context(features=features, device=device, network=network, upload_bytes=upload_bytes(request))
 
     def device_state(self) -> DeviceState:
         """The device as it is now, or was within the last second."""
@@ -94,22 +96,24 @@ class ContextAgent:
             jitter_ms=link.jitter_ms,
             loss=link.loss,
             bandwidth_bytes_per_s=link.bandwidth_bytes_per_s,
+            upload_bytes_per_s=link.upload_bytes_per_s,
         )
 
 
 def _with_reading(device: DeviceState, reading: DeviceReading) -> DeviceState:
-    told = {
-        name: value
-        for name in ("memory_available_bytes", "battery", "charging", "throttled", "bandwidth_bytes_per_s")
-        if (value := getattr(reading, name)) is not None
-    }
+    told = {name: value for name in _DEVICE_FIELDS if (value := getattr(reading, name)) is not None}
+    if "throttled" in told and "speed_share" not in told:
+        told["speed_share"] = ASSUMED_THROTTLED_SHARE if told["throttled"] else 1.0
     return replace(device, **told) if told else device
 
 
 def upload_bytes(request: Request) -> int:
-    """About how many bytes a request has to send: its texts, images and other parts (UTF-8)."""
+    """About how many bytes a request has to send: its texts, images and other parts (UTF-8).
+
+    Of ten thousand values in it the average stands for the rest.
+    """
     total, left = 0, _MAX_VALUES
-    waiting: list[object] = [dict(request.body)]
+    waiting: list[object] = [request.body]
     while waiting and left:
         left -= 1
         value = waiting.pop()
@@ -119,7 +123,12 @@ def upload_bytes(request: Request) -> int:
             waiting.extend(value.keys())
             waiting.extend(value.values())
         elif isinstance(value, list | tuple):
-            waiting.extend(value)
+            if value and type(value[0]) in (int, float):
+                total += 8 * len(value)  # a tensor: it is not looked through number by number
+            else:
+                waiting.extend(value)
         else:
             total += 8
+    if waiting:
+        total += total * len(waiting) // _MAX_VALUES
     return total

@@ -118,14 +118,17 @@ class ResourceAgent:
         known = self._node_prices if target.tier == "mec" else self._cloud_prices
         return known.get(target.node or "", Price())
 
-    def targets(self, bandwidth_bytes_per_s: float | None = None) -> list[TargetState]:
+    def targets(
+        self, bandwidth_bytes_per_s: float | None = None, *, speed_share: float = 1.0
+    ) -> list[TargetState]:
         """Every target: models of the device, models on nodes, cloud models.
 
         Args:
             bandwidth_bytes_per_s: the device's memory bandwidth, for models without a profile.
+            speed_share: above 0, at most 1; what is left of the device's speed.
         """
         self._read_registry()
-        found = [*self._device(bandwidth_bytes_per_s), *self._mec()]
+        found = [*self._device(bandwidth_bytes_per_s, speed_share), *self._mec()]
         found += [self._cloud(cloud) for cloud in self._config.cloud]
         return found
 
@@ -141,7 +144,7 @@ class ResourceAgent:
             self._profiles = {model.digest: self._registry.profiles(model) for model in self._models}
             self._generation = generation
 
-    def _device(self, bandwidth: float | None) -> Iterator[TargetState]:
+    def _device(self, bandwidth: float | None, speed_share: float) -> Iterator[TargetState]:
         if not self._config.device.enabled:
             return
         loads = self._loads()
@@ -151,6 +154,10 @@ class ResourceAgent:
             target = Target("device", model.ref, digest=model.digest)
             load = loads.get(model.ref)
             prefill, decode, source = self._device_speed(model, load, bandwidth)
+            if speed_share < 1 and source != _LIVE and prefill and decode:
+                # What was measured live was measured with whatever slows the processor down.
+                prefill, decode = prefill * speed_share, decode * speed_share
+                source = f"{source}, times {speed_share:.2f} while the processor is slowed down for heat"
             context = self._config.device.context
             yield TargetState(
                 target=target,
@@ -248,7 +255,7 @@ class ResourceAgent:
         node, report = watch.node, watch.report
         assert report is not None
         target = Target("mec", model.ref, node=node.name, digest=model.digest, region=watch.region)
-        load, price = watch.load(model), self._node_prices[node.name]
+        load, price, link = watch.load(model), self._node_prices[node.name], watch.link
         known = next((m for m in self._models if m.digest == model.digest), None)
         accuracy = model.accuracy if model.accuracy is not None else (known.accuracy if known else None)
         profile = self._profile(model.digest, "mec", report.hardware)
@@ -268,7 +275,11 @@ class ResourceAgent:
             prefill_tokens_per_s=prefill,
             decode_tokens_per_s=decode,
             speed_source=source,
-            round_trip_ms=watch.round_trip_ms or 0.0,
+            round_trip_ms=link.rtt_ms or 0.0,
+            jitter_ms=link.jitter_ms or 0.0,
+            loss=link.loss,
+            upload_bytes_per_s=link.upload_bytes_per_s,
+            download_bytes_per_s=link.bandwidth_bytes_per_s,
             ready_in_ms=_ready_in_ms(model),
             running=load.running,
             queued=load.queued,
@@ -284,7 +295,7 @@ class ResourceAgent:
 
     def _cloud(self, cloud: CloudConfig) -> TargetState:
         target = Target("cloud", cloud.model, node=cloud.name, region=cloud.region)
-        price = self._cloud_prices[cloud.name]
+        price, link = self._cloud_prices[cloud.name], self._links.of(cloud.name)
         missing = None
         if cloud.api_key_env and cloud.key() is None:
             missing = f"the environment variable {cloud.api_key_env} holds no API key"
@@ -295,7 +306,11 @@ class ResourceAgent:
             context_length=cloud.context_length,
             accuracy=cloud.quality,
             accuracy_source="declared",
-            round_trip_ms=self._links.of(cloud.name).rtt_ms or 0.0,
+            round_trip_ms=link.rtt_ms or 0.0,
+            jitter_ms=link.jitter_ms or 0.0,
+            loss=link.loss,
+            upload_bytes_per_s=link.upload_bytes_per_s,
+            download_bytes_per_s=link.bandwidth_bytes_per_s,
             input_usd_per_mtok=price.input_usd_per_mtok,
             output_usd_per_mtok=price.output_usd_per_mtok,
             availability=self._monitor.availability(target.id),

@@ -106,7 +106,7 @@ class RouterAgent:
         weighed = policy if policy.scorer is None else BUILT_IN["balanced"]
         scoring = Scoring(
             request,
-            features,
+            context,
             weighed,
             self._config,
             correction=correction,

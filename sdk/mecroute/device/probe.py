@@ -22,6 +22,7 @@ class DeviceReading:
         battery: charge, 0..1.
         charging: whether it is on mains power.
         throttled: whether the processor is being slowed down for heat.
+        speed_share: above 0, at most 1; what is left of its usual speed.
         bandwidth_bytes_per_s: > 0; memory bandwidth of one thread, which bounds how fast a model decodes.
         offline: whether there is no network.
         metered: whether bytes on the network cost.
@@ -34,6 +35,7 @@ class DeviceReading:
     bandwidth_bytes_per_s: float | None = None
     offline: bool | None = None
     metered: bool | None = None
+    speed_share: float | None = None
 
 
 @runtime_checkable
@@ -111,4 +113,6 @@ def _is_sound(name: str, value: object) -> bool:
         return False
     if name == "battery":
         return 0 <= value <= 1
+    if name == "speed_share":
+        return 0 < value <= 1
     return value > 0 if name == "bandwidth_bytes_per_s" else value >= 0

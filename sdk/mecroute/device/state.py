@@ -20,6 +20,10 @@ _ROUTES = Path("/proc/net/route")
 _ROUTES_V6 = Path("/proc/net/ipv6_route")
 _RTF_UP = 0x1  # linux/route.h
 _RTF_REJECT = 0x200
+_CPUFREQ = Path("/sys/devices/system/cpu")
+#: What is left of a processor's speed while it is slowed down for heat, where nobody tells how much: phones
+#: settle between a half and three quarters.
+ASSUMED_THROTTLED_SHARE = 0.6
 #: A sensor this close to its own passive trip point means the processor is being slowed.
 _TRIP_MARGIN_MILLIDEGREES = 1000
 
@@ -27,12 +31,14 @@ _TRIP_MARGIN_MILLIDEGREES = 1000
 def read_device_state() -> DeviceState:
     """The device as it is now. Takes well under a millisecond on Linux; never raises."""
     battery, charging = _battery()
+    throttled = _throttled()
     return DeviceState(
         hardware=hardware_class(),
         memory_available_bytes=available_memory_bytes(),
         battery=battery,
         charging=charging,
-        throttled=_throttled(),
+        throttled=throttled,
+        speed_share=_speed_share() if throttled else 1.0,
         bandwidth_bytes_per_s=remembered_bandwidth(),
     )
 
@@ -112,6 +118,17 @@ def _throttled() -> bool:
             if trip.isdigit() and int(trip) > 0 and int(temperature) >= int(trip) - _TRIP_MARGIN_MILLIDEGREES:
                 return True
     return False
+
+
+def _speed_share() -> float:
+    """What the kernel's limit leaves of the processors' full clock (on the slowest of them)."""
+    shares = []
+    for limit in _CPUFREQ.glob("cpu[0-9]*/cpufreq/scaling_max_freq"):
+        now, full = _read(limit).strip(), _read(limit.with_name("cpuinfo_max_freq")).strip()
+        if now.isdigit() and full.isdigit() and 0 < int(now) <= int(full):
+            shares.append(int(now) / int(full))
+    least = min(shares, default=1.0)
+    return least if least < 1 else ASSUMED_THROTTLED_SHARE  # the limit is in the firmware, and not told
 
 
 def _default_route_v4() -> bool:

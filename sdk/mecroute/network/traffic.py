@@ -35,15 +35,23 @@ class Traffic:
         self._health = health
         self._watch_of = watch_of
 
-    def answered(self, target: Target, status: int, headers: Mapping[str, str], waited_ms: float) -> None:
+    def answered(
+        self,
+        target: Target,
+        status: int,
+        headers: Mapping[str, str],
+        waited_ms: float,
+        sent_bytes: int,
+    ) -> None:
         """The headers of an answer came.
 
         Args:
             headers: with lower-case names, or a mapping that does not tell cases apart.
             waited_ms: from the request's first byte to the headers.
+            sent_bytes: of the request's body.
         """
         remote = target.node or ""
-        self._links.heard(remote, network_ms(headers, waited_ms))
+        self._links.heard(remote, network_ms(headers, waited_ms), sent_bytes=sent_bytes)
         if target.tier == "cloud":
             self._health.answered(remote, status, headers)
         elif (watch := self._watch_of(remote)) is not None:
@@ -52,6 +60,7 @@ class Traffic:
     def received(self, target: Target, size_bytes: int, took_s: float) -> None:
         """A whole body came in."""
         self._links.received(target.node or "", size_bytes, took_s)
+        self._changed(target)
 
     def streamed(self, target: Target) -> None:
         """A stream ended: the load that its headers told counted it among what runs."""
@@ -62,6 +71,12 @@ class Traffic:
     def lost(self, target: Target) -> None:
         """No connection, or one that broke."""
         self._links.lost(target.node or "")
+        self._changed(target)
+
+    def _changed(self, target: Target) -> None:
+        watch = self._watch_of(target.node or "") if target.tier == "mec" else None
+        if watch is not None:
+            watch.changes += 1
 
 
 def network_ms(headers: Mapping[str, str], waited_ms: float) -> float | None:

@@ -10,7 +10,7 @@ import httpx
 from pydantic import ValidationError
 
 from mecroute.config.schema import NodeConfig
-from mecroute.network.links import Links
+from mecroute.network.links import Links, LinkState
 from mecroute.network.tls import tls_problem
 from mecroute.network.traffic import network_ms
 from mecroute.nodes.load_header import ModelLoad
@@ -83,9 +83,9 @@ class NodeWatch:
         self._told = asyncio.Event()
 
     @property
-    def round_trip_ms(self) -> float | None:
-        """Smoothed round trip; None before the first."""
-        return self._links.of(self.node.name).rtt_ms
+    def link(self) -> LinkState:
+        """The way there, as traffic shows it."""
+        return self._links.of(self.node.name)
 
     @property
     def region(self) -> str | None:

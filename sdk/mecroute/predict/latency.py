@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mecroute.decision import LatencyParts
+from mecroute.network.links import BURST_BYTES
 from mecroute.predict.residuals import Correction
+from mecroute.predict.transfer import (
+    NOTHING_SENT,
+    Transfer,
+    download_ms,
+    spread_ms,
+    upload_ms,
+)
 from mecroute.target import TargetState
 from mecroute_registry.facts import Tier
 
@@ -37,11 +45,13 @@ class Workload(NamedTuple):
     Args:
         output_tokens: predicted tokens to write.
         max_output_tokens: the caller's limit; infinite without one.
+        transfer: what it sends over the network, and takes from it.
     """
 
     prompt_tokens: int
     output_tokens: int
     max_output_tokens: float = math.inf
+    transfer: Transfer = NOTHING_SENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +92,8 @@ def predict_latency(
     )
     factor = correction.ttft
     p50 = ttft + decode
-    ttft_p95 = ttft * math.exp(correction.ttft_spread)
+    # What was observed holds the way's own variation, as it was then; it is never less than that of now.
+    ttft_p95 = ttft + max(ttft * math.expm1(correction.ttft_spread), spread_ms(state))
     tokens = min(work.output_tokens * correction.length, work.max_output_tokens)
     # The caller's limit bounds how much longer an answer can become.
     longer = correction.length_spread
@@ -115,7 +126,7 @@ def latency_parts(
         network, loading, waiting, prefill (all four before correction), time to first token and decoding
         (corrected), and the waiting that the reported load means by itself.
     """
-    prompt_tokens, output_tokens, most_tokens = work
+    prompt_tokens, output_tokens, most_tokens, transfer = work
     tier = state.target.tier
     speed = state.prefill_tokens_per_s
     if speed is None or not _LEAST_TOKENS_PER_S <= speed < _ABSURD_TOKENS_PER_S:
@@ -124,6 +135,8 @@ def latency_parts(
     network, load = state.round_trip_ms, state.ready_in_ms
     if not 0 <= network < _ABSURD_MS:
         network = 0.0
+    if transfer.upload_bytes > BURST_BYTES:
+        network += upload_ms(state, transfer)
     if not 0 <= load < _ABSURD_MS:
         load = 0.0
     speed = state.decode_tokens_per_s
@@ -153,6 +166,8 @@ def latency_parts(
                 wait = claimed_wait = (busy + 1 - slots) / slots * service
                 busy = slots - 1
             decode *= 1 + slowdown * busy
+    if transfer.answer_bytes > BURST_BYTES or transfer.event_bytes:
+        decode += download_ms(state, transfer, tokens, decode)
     if correction.wait_ms is not None:
         wait = correction.wait_ms
     ttft = (network + load + wait + prefill) * correction.ttft

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
 
 from mecroute.config.schema import RouterConfig
-from mecroute.context import RequestFeatures
+from mecroute.context import Context
 from mecroute.decision import Candidate, Notes, Reason, Scores
 from mecroute.policies import Policy
 from mecroute.predict.complexity import estimate_tokens
@@ -19,6 +19,7 @@ from mecroute.predict.cost import cost_usd
 from mecroute.predict.latency import Workload, latency_notes, latency_parts, predict_latency
 from mecroute.predict.quality import predict_quality
 from mecroute.predict.residuals import Correction
+from mecroute.predict.transfer import transfer_notes, transfer_of
 from mecroute.prefix_keys import prefix_keys
 from mecroute.request import Request, message_text
 from mecroute.requirements import Requirements
@@ -42,7 +43,7 @@ class Scoring:
     def __init__(
         self,
         request: Request,
-        features: RequestFeatures,
+        context: Context,
         policy: Policy,
         config: RouterConfig,
         *,
@@ -51,7 +52,7 @@ class Scoring:
         dispatch: Dispatch,
     ) -> None:
         self.request = request
-        self.features = features
+        self.features = features = context.features
         self.policy = policy
         asked = request.requirements
         self._asked: Requirements = asked
@@ -66,6 +67,7 @@ class Scoring:
             features.prompt_tokens,
             features.output_tokens,
             float(limit) if isinstance(limit, int | float) else math.inf,
+            transfer_of(request, features, context.upload_bytes, context.network),
         )
         self._beginnings: list[tuple[str, int]] | None = None
 
@@ -87,7 +89,7 @@ class Scoring:
         w_quality, w_availability = policy.quality, policy.availability
         latency_limit, cost_limit = self._latency_limit, self._cost_limit
         check, in_flight, correction_of = screen.check, self._dispatch.in_flight.get, self._correction
-        prompt_tokens, output_tokens, most_tokens = work
+        prompt_tokens, output_tokens, most_tokens, _ = work
         complexity, kind, adjustment = self.features.complexity, self.features.kind, self._adjustment
         has_limits = not (asked.min_quality is asked.max_cost_usd is asked.deadline_ms is None)
         qualities: dict[tuple[object, ...], float] = {}
@@ -178,7 +180,11 @@ class Scoring:
             claimed_ttft_ms=latency.claimed_ttft_ms,
             claimed_wait_ms=latency.claimed_wait_ms,
             notes=Notes(
-                lambda: (*latency_notes(state, latency, correction, row.cached_tokens), quality_note)
+                lambda: (
+                    *latency_notes(state, latency, correction, row.cached_tokens),
+                    *transfer_notes(state, self._work.transfer),
+                    quality_note,
+                )
             ),
             quality_adjusted_by=quality - predicted,
         )

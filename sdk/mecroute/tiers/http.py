@@ -73,7 +73,14 @@ class Endpoint:
 class TrafficObserver(Protocol):
     """Hears of every exchange; see `mecroute.network.traffic.Traffic`."""
 
-    def answered(self, target: Target, status: int, headers: Mapping[str, str], waited_ms: float) -> None:
+    def answered(
+        self,
+        target: Target,
+        status: int,
+        headers: Mapping[str, str],
+        waited_ms: float,
+        sent_bytes: int,
+    ) -> None:
         """The headers of an answer came."""
         ...
 
@@ -242,7 +249,9 @@ class HttpTier:
             raise _unreachable(endpoint, error) from error
         if self._traffic is not None:
             waited_ms = (time.monotonic() - begun) * 1000
-            self._traffic.answered(target, response.status_code, response.headers, waited_ms)
+            self._traffic.answered(
+                target, response.status_code, response.headers, waited_ms, len(request.content)
+            )
         return response
 
     async def _exchange(self, endpoint: Endpoint, request: httpx.Request) -> httpx.Response:
