@@ -41,10 +41,16 @@ ANSWER_USD = (5 * 100 + len(WORDS) * 1000) / 1e6
 
 
 class Clock:
+    """Unix seconds, that pass with `now` and jump with `ahead`."""
+
     def __init__(self) -> None:
         self.now = datetime(2026, 11, 23, 10, 30, tzinfo=UTC).timestamp()
+        self.ahead = 0.0
 
     def __call__(self) -> float:
+        return self.now + self.ahead
+
+    def monotonic(self) -> float:
         return self.now
 
 
@@ -55,7 +61,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
-    ledger = Ledger(tmp_path / "deep" / "budgets.sqlite3", clock=clock)
+    ledger = Ledger(tmp_path / "deep" / "budgets.sqlite3", clock=clock, monotonic=clock.monotonic)
     yield ledger
     ledger.close()
 
@@ -153,11 +159,31 @@ def test_a_crash_leaves_a_reservation_that_expires(ledger: Ledger, clock: Clock)
 
 def test_a_clock_that_was_ahead_leaves_no_reservation_for_years(ledger: Ledger, clock: Clock) -> None:
     month = Budget("team", 1.0, "month")
-    clock.now += 6 * 86400
+    clock.ahead = 6 * 86400
     ledger.reserve([month], 1.0)
-    clock.now -= 6 * 86400
+    clock.ahead = 0
+    clock.now += 60
+    assert ledger.balances([month])[0].left_usd == 0, "its call may be under way"
+    clock.now += RESERVED_FOR_S
     assert ledger.balances([month])[0].left_usd == 1.0
     ledger.reserve([month], 1.0)
+
+
+@pytest.mark.parametrize("jump_s", [2 * RESERVED_FOR_S, -2 * RESERVED_FOR_S])
+def test_a_clock_that_jumps_frees_nothing_that_a_call_under_way_has_reserved(
+    ledger: Ledger, clock: Clock, jump_s: float
+) -> None:
+    month = Budget("team", 1.0, "month")
+    held = ledger.reserve([month], 0.8)
+    clock.ahead += jump_s
+    with pytest.raises(BudgetExceededError):
+        ledger.reserve([month], 0.5)
+    clock.ahead += jump_s  # and once more
+    clock.now += RESERVED_FOR_S - 1
+    assert ledger.balances([month])[0].left_usd == pytest.approx(0.2)
+    ledger.settle(held, 0.7)
+    ledger.reserve([month], 0.3)
+    assert ledger.balances([month])[0].left_usd == pytest.approx(0.0, abs=1e-9)
 
 
 @pytest.mark.parametrize("moment", [-1e18, 0.0, 1e12, 4e18])

@@ -14,6 +14,7 @@ from mecroute import Client, Config
 from mecroute.agents.cache import CacheAgent, open_similar
 from mecroute.caching.answers import Answers, Remembered
 from mecroute.caching.calibration import Calibration, save_calibration
+from mecroute.caching.disk import AnswerDisk
 from mecroute.caching.keys import cache_key
 from mecroute.config import CacheConfig, CloudConfig, DeviceConfig, NodeConfig, RegistryConfig, StateConfig
 from mecroute.errors import InvalidRequestError
@@ -115,7 +116,7 @@ def test_what_failed_or_was_pieced_together_is_not_remembered() -> None:
 
 def test_answers_are_bounded_by_age_and_by_bytes() -> None:
     clock = Clock()
-    answers = Answers(ttl_s=60, max_bytes=100_000, clock=clock)
+    answers = Answers(ttl_s=60, max_bytes=100_000, clock=clock, wall_clock=lambda: 0.0)
     one = Remembered(BODY, answered_by(ask()))
     for number in range(50):
         assert answers.put(str(number), one, 1000)
@@ -126,6 +127,40 @@ def test_answers_are_bounded_by_age_and_by_bytes() -> None:
     clock.now += 61
     assert answers.get("49") is None
     assert not answers.put("old", one, 10, age_s=61)
+
+
+def test_an_answer_is_as_old_as_the_older_clock_says() -> None:
+    """The monotonic one stands still while a machine sleeps, the other one may be set back."""
+    awake, wall = Clock(), Clock()
+    answers = Answers(ttl_s=60, max_bytes=100_000, clock=awake, wall_clock=wall)
+    one = Remembered(BODY, answered_by(ask()))
+    answers.put("slept", one, 10)
+    wall.now += 3600
+    assert answers.get("slept") is None
+    answers.put("set back", one, 10)
+    awake.now += 59
+    wall.now -= 1e6
+    assert answers.get("set back") is not None
+    awake.now += 2
+    assert answers.get("set back") is None
+
+
+def test_an_answer_on_disk_from_the_future_is_not_given_and_goes_first(tmp_path: Path) -> None:
+    wall = Clock()
+    disk = AnswerDisk(tmp_path / "answers.sqlite3", ttl_s=3600, max_bytes=1_000, clock=wall)
+    key = cache_key(ask())
+    assert key is not None
+    one = Remembered(BODY, answered_by(ask()))
+    wall.now += 1e7
+    disk.put(replace(key, exact="ahead"), one, 900)
+    wall.now -= 1e7
+    assert disk.get("ahead") is None
+    assert disk.questions(key.frame or "") == []
+    for number in range(51):
+        disk.put(replace(key, exact=f"now-{number}"), one, 10)
+    assert disk.get("now-50") is not None
+    assert disk.count()[0] < 52, "what is from the future made room"
+    disk.close()
 
 
 def test_a_cache_that_is_switched_off_remembers_nothing() -> None:

@@ -136,7 +136,11 @@ def test_a_clock_that_jumps_back_keeps_nobody_out_for_long(store: StateStore) ->
     clock = Clock()
     monitor = MonitorAgent(store, clock=clock)
     monitor.failed(TARGET.id, "lost")
-    clock.now += 1.5
+    assert monitor.resting(TARGET.id) is not None
+    clock.now -= 1e6
+    assert monitor.resting(TARGET.id) is None
+    monitor.failed(TARGET.id, "lost again")
+    clock.now += 1e9
     assert monitor.resting(TARGET.id) is None
 
 

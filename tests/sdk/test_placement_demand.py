@@ -78,6 +78,16 @@ def test_a_clock_that_jumps_back_or_far_ahead_does_no_harm() -> None:
     clock.now += 1e9
     demand.asked_for("m")
     assert demand.recent("m") == pytest.approx(1)
+    # Set right again, it counts and forgets as ever.
+    clock.now -= 1e9
+    demand.asked_for("m", 3)
+    assert demand.recent("m") == pytest.approx(4)
+    clock.now += 3600
+    assert demand.recent("m") == pytest.approx(2)
+    demand.asked_for("m")
+    clock.now += 3600
+    demand.asked_for("m")
+    assert demand.models()["m"].usual[int(clock.now // 3600 - 1) % 24] > 0, "hours are closed as they end"
 
 
 def test_counts_survive_a_restart_and_are_added_to(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ _BUSY_TIMEOUT_S = 5.0
 #: A reservation that is neither settled nor renewed for so long belongs to a process that is gone.
 RESERVED_FOR_S = 900.0
 _KEEP_S = 400 * 86_400
+#: A larger step of the wall clock is a jump (or the machine slept), and no correction of its pace.
+_JUMP_S = 60.0
 #: After the file could not be used, calls are refused for so long without trying it again: of many that wait
 #: for a locked file, only the first waits long.
 _REST_S = 1.0
@@ -88,10 +90,22 @@ class Ledger:
 
     Args:
         path: the SQLite file; made at the first reservation.
-        clock: Unix seconds. A clock that jumps moves calls to another period; it never frees what is spent.
+        clock: Unix seconds. A clock that jumps moves calls to another period; it never frees what is spent,
+            nor what calls under way have reserved.
+        monotonic: seconds, by which a jump is noticed.
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._monotonic = monotonic
+        #: The wall clock less the monotonic one, and until when the age of reservations says nothing.
+        self._offset_s: float | None = None
+        self._ageless_until = float("-inf")
         self.path = path
         self._clock = clock
         self._lock = threading.Lock()
@@ -114,9 +128,10 @@ class Ledger:
         try:
             with self._lock, self._transaction() as connection:
                 self._settle_late(connection)
-                connection.execute(
-                    "DELETE FROM reserved WHERE expires_at < ? OR at > ?", (now, now + RESERVED_FOR_S)
-                )
+                if self._ages_hold(now):
+                    connection.execute(
+                        "DELETE FROM reserved WHERE expires_at < ? OR at > ?", (now, now + RESERVED_FOR_S)
+                    )
                 for budget, begin in zip(budgets, begins, strict=True):
                     spent, reserved = _used(connection, budget, begin)
                     if spent + reserved + nano > _nano(budget.limit_usd):
@@ -165,9 +180,10 @@ class Ledger:
         try:
             with self._lock:
                 connection = self._open()
+                without_dead = now if self._ages_hold(now) else None
                 for budget in budgets:
                     begin, end = period_of(budget.per, now)
-                    spent, reserved = _used(connection, budget, begin, now)
+                    spent, reserved = _used(connection, budget, begin, without_dead)
                     found.append(Balance(budget, spent / _NANO, reserved / _NANO, end))
         except (OSError, sqlite3.Error, StateError) as error:
             raise self._unusable(error, budgets) from error
@@ -197,6 +213,15 @@ class Ledger:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+
+    def _ages_hold(self, now: float) -> bool:
+        """Whether reservations are as old as the wall clock says; for a while after a jump they are not."""
+        monotonic = self._monotonic()
+        offset = now - monotonic
+        if self._offset_s is not None and abs(offset - self._offset_s) > _JUMP_S:
+            self._ageless_until = monotonic + RESERVED_FOR_S
+        self._offset_s = offset
+        return monotonic >= self._ageless_until
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -30,6 +30,7 @@ class Remembered:
 class _Entry:
     answer: Remembered
     at: float
+    wall_at: float
     size_bytes: int
 
 
@@ -40,9 +41,19 @@ class Answers:
         ttl_s: age past which an answer is not given any more.
         max_bytes: of all answers together; an answer of more than a tenth of it is not kept.
         clock: monotonic seconds.
+        wall_clock: Unix seconds. An answer's age is the larger one of both: the first stands still while a
+            machine sleeps, the second may be set back.
     """
 
-    def __init__(self, *, ttl_s: float, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        ttl_s: float,
+        max_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._wall_clock = wall_clock
         self._ttl_s = ttl_s
         self._max_bytes = max_bytes
         self._clock = clock
@@ -57,7 +68,8 @@ class Answers:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        if self._clock() - entry.at > self._ttl_s:
+        age_s = max(self._clock() - entry.at, self._wall_clock() - entry.wall_at)
+        if age_s > self._ttl_s:
             self._drop(key)
             return None
         self._entries.move_to_end(key)
@@ -77,7 +89,8 @@ class Answers:
         if size > self._max_bytes / 10 or age_s > self._ttl_s:
             return False
         self._drop(key)
-        self._entries[key] = _Entry(answer, self._clock() - max(0.0, age_s), size)
+        age_s = max(0.0, age_s)
+        self._entries[key] = _Entry(answer, self._clock() - age_s, self._wall_clock() - age_s, size)
         self.size_bytes += size
         while self.size_bytes > self._max_bytes:
             self._drop(next(iter(self._entries)))

@@ -20,6 +20,8 @@ _LOG = logging.getLogger("mecroute.cache")
 _BUSY_TIMEOUT_S = 0.2  # an answer is sooner made than a lock waited for
 _PRUNE_EVERY = 50
 _PER_FRAME = 256
+#: By so much a clock is corrected every now and then.
+_SLACK_S = 60.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, frame TEXT, question TEXT NOT NULL, at REAL NOT NULL, size_bytes INTEGER NOT NULL,
@@ -65,10 +67,11 @@ class AnswerDisk:
             ).fetchone()
             if row is None:
                 return None
-            # A clock that was set back makes an answer look newer than now; it then counts as new.
-            age_s = max(0.0, self._clock() - row[0])
-            if age_s > self._ttl_s:
+            age_s = self._clock() - row[0]
+            # Of an answer from the future (the clock was ahead then, or is behind now) nobody knows the age.
+            if not -_SLACK_S <= age_s <= self._ttl_s:
                 return None
+            age_s = max(0.0, age_s)
             try:
                 return Remembered(json.loads(row[2]), _provenance(json.loads(row[3]))), row[1], age_s
             except (ValueError, KeyError, TypeError):
@@ -81,10 +84,11 @@ class AnswerDisk:
         with self._using() as connection:
             if connection is None:
                 return []
-            oldest = self._clock() - self._ttl_s
+            now = self._clock()
             rows = connection.execute(
-                "SELECT key, question FROM answers WHERE frame = ? AND at >= ? ORDER BY at DESC LIMIT ?",
-                (frame, oldest, _PER_FRAME),
+                "SELECT key, question FROM answers WHERE frame = ? AND at BETWEEN ? AND ? "
+                "ORDER BY at DESC LIMIT ?",
+                (frame, now - self._ttl_s, now + _SLACK_S, _PER_FRAME),
             ).fetchall()
             return [(row[0], row[1]) for row in rows]
         return []
@@ -177,13 +181,18 @@ class AnswerDisk:
         return connection
 
     def _prune(self, connection: sqlite3.Connection) -> None:
-        connection.execute("DELETE FROM answers WHERE at < ?", (self._clock() - self._ttl_s,))
-        total = 0
-        for at, size in connection.execute("SELECT at, size_bytes FROM answers ORDER BY at DESC"):
+        now = self._clock()
+        connection.execute("DELETE FROM answers WHERE at < ?", (now - self._ttl_s,))
+        # Those from the future come last, and go first: they would never grow old.
+        rows = connection.execute(
+            "SELECT key, size_bytes FROM answers ORDER BY at > ?, at DESC", (now + _SLACK_S,)
+        ).fetchall()
+        total, gone = 0, []
+        for key, size in rows:
             total += size
             if total > self._max_bytes:
-                connection.execute("DELETE FROM answers WHERE at <= ?", (at,))
-                return
+                gone.append((key,))
+        connection.executemany("DELETE FROM answers WHERE key = ?", gone)
 
 
 def _provenance(told: dict[str, Any]) -> Provenance:

@@ -59,7 +59,8 @@ class Observations:
             return None
         with self._lock:
             left, count = seen.retry_at - self._clock(), seen.failures_in_a_row
-            if left <= 0 or not count:
+            # A clock that jumped back would otherwise make the pause longer than any can be.
+            if not 0 < left <= _MAX_RETRY_AFTER_S or not count:
                 return None
             return f"failed {count} times in a row ({seen.last_error}); next try in {left:.1f} s"
 

@@ -54,7 +54,7 @@ class Demand:
         while len(self._models) > _MAX_MODELS:
             self._models.popitem(last=False)
         known.recent = _decayed(known, now) + requests
-        known.at = max(known.at, now)
+        known.at = now
         _close_hours(known, int(now // _HOUR_S))
         known.count += requests
 
@@ -109,7 +109,9 @@ def _close_hours(known: ModelDemand, hour: int) -> None:
     if known.hour is None:
         known.hour = hour
         return
-    if hour <= known.hour:
+    if hour < known.hour:
+        known.hour = hour  # the clock was ahead, and was set back: it is counted on from here
+    if hour == known.hour:
         return
     # A month without a request and a jump of the clock end at the same: an empty pattern.
     for finished in range(known.hour, min(hour, known.hour + HOURS * 31)):
