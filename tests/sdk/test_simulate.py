@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from mecroute.config import RouterConfig
 from mecroute.errors import InvalidRequestError
+from mecroute.simulate.agents import Agents, Published
 from mecroute.simulate.queueing import Job, Server, ServerModel
 from mecroute.simulate.run import simulate
-from mecroute.simulate.scenario import Scenario, read_scenario
-from mecroute.simulate.strategies import STRATEGIES
+from mecroute.simulate.scenario import Network, Scenario, read_scenario
+from mecroute.simulate.strategies import STRATEGIES, make_strategy
 from mecroute.simulate.trace import Arrival, fit_trace, read_trace, synthetic_trace
 from mecroute.simulate.world import World, draw_requests, p_right
 
@@ -176,3 +179,90 @@ def test_a_simulation_refuses_what_makes_no_sense(wrong: dict[str, object]) -> N
     arguments: dict[str, object] = {"requests": 10} | wrong
     with pytest.raises(InvalidRequestError):
         simulate(synthetic_trace(10), Scenario(nodes=2), **arguments)  # type: ignore[arg-type]
+
+
+def _agents(**facts: object) -> tuple[World, Agents, dict[str, int]]:
+    """mecroute's agents on 300 requests: the world and the agents afterwards, and the answers by tier."""
+    scenario = Scenario.model_validate({"nodes": 6, "clients": 4, **facts})
+    asked = draw_requests(fit_trace(synthetic_trace(300), requests=300, rate_per_s=1), scenario, seed=5)
+    world = World(scenario, seed=5)
+    strategy = make_strategy("mecroute", world, RouterConfig(), asked, seed=5)
+    assert isinstance(strategy, Agents)
+    results = world.run(asked, strategy.choose, strategy.heard)
+    tiers = Counter(world.places[r.place].target.tier for r in results if r.place is not None)
+    return world, strategy, dict(tiers)
+
+
+def test_clients_without_a_network_are_answered_by_their_devices() -> None:
+    fast = {"prefill_tokens_per_s": 1e5, "decode_tokens_per_s": 1e4, "parallel": 8, "contention": 0.0}
+    _, _, tiers = _agents(
+        conditions={"offline_share": 1, "battery_share": 0}, device={**fast, "accuracy": 0.5}
+    )
+    assert tiers == {"device": 300}
+
+
+def test_a_low_battery_keeps_a_device_from_being_used() -> None:
+    fast = {"prefill_tokens_per_s": 1e5, "decode_tokens_per_s": 1e4, "parallel": 8, "contention": 0.0}
+    device = {**fast, "accuracy": 0.9}
+    _, _, charged = _agents(device=device, conditions={"battery_share": 1, "low_battery_share": 0})
+    _, _, low = _agents(device=device, conditions={"battery_share": 1, "low_battery_share": 1})
+    assert charged["device"] > 250
+    assert "device" not in low
+
+
+def test_the_agents_learn_the_ways_as_they_are() -> None:
+    """From the same headers and times that a client's own calls tell."""
+    slow = {
+        "prefill_tokens_per_s": 10,
+        "decode_tokens_per_s": 1,
+        "parallel": 1,
+        "contention": 1,
+        "accuracy": 0.1,
+    }
+    network = {"jitter": 0.2, "rate_spread": 0, "bytes_per_token": 400, "upload_bytes_per_s": 1e6, "loss": 0}
+    world, agents, _ = _agents(network=network, device=slow)
+    rates, seen = [], 0
+    for number, client in enumerate(agents._clients):
+        for watch in client._nodes.watches:
+            if watch.link.rtt_ms is None:
+                continue
+            seen += 1
+            place = next(i for i in world.nodes if world.places[i].target.node == watch.node.name)
+            usual = world.round_trip_ms(place, number)
+            assert watch.link.rtt_ms == pytest.approx(usual, rel=0.5)
+            if watch.link.upload_bytes_per_s is not None:
+                rates.append(watch.link.upload_bytes_per_s)
+    assert seen >= 4
+    assert sorted(rates)[len(rates) // 2] == pytest.approx(1e6, rel=0.3)
+
+
+def test_a_node_s_report_is_no_older_than_the_scenario_says() -> None:
+    """What a client decides by is what was published, not what is."""
+    scenario = Scenario(nodes=2, clients=1, report_age_s=5)
+    world = World(scenario, seed=1)
+    published = Published(world)
+    before = published.reports()[0]
+    server = world.server(world.nodes[0], 0)
+    server.submit(Job(1, 1, 0), 0.0)
+    world.clock.now_s = 4.9
+    assert published.reports()[0] is before or published.reports()[0].models[0].running == 0
+    world.clock.now_s = 5.1
+    assert published.reports()[0].models[0].running == 1
+
+
+def test_the_network_treats_every_strategy_alike() -> None:
+    scenario = Scenario(nodes=3, clients=2)
+    asked = draw_requests(synthetic_trace(500), scenario, seed=2)
+    one, other = World(scenario, seed=2), World(scenario, seed=2)
+    place = one.nodes[0]
+    ways = [one.way(request, place) for request in asked]
+    assert ways == [other.way(request, place) for request in reversed(asked)][::-1]
+    usual = [one.round_trip_ms(place, request.client) for request in asked]
+    deviation = sum(
+        abs(way - trip) for (way, lost), trip, request in zip(ways, usual, asked, strict=True)
+        if not lost and one.sent_bytes(request) < 14_000
+    ) / sum(usual)  # fmt: skip
+    assert deviation == pytest.approx(scenario.network.jitter, rel=0.3)
+    lossy = World(Scenario(nodes=3, clients=2, network=Network(loss=0.2)), seed=2)
+    share = sum(lossy.way(request, place)[1] > 0 for request in asked) / len(asked)
+    assert share == pytest.approx(0.2, abs=0.06)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mecroute.config.network import NetworkConfig
-from mecroute.context import Context, DeviceState, NetworkState
+from mecroute.context import Context, DeviceState, NetworkState, RequestFeatures
 from mecroute.device.probe import DeviceReading, Probes
 from mecroute.device.state import ASSUMED_THROTTLED_SHARE, read_device_state, read_network_state
 from mecroute.network.links import Links
@@ -35,6 +35,7 @@ class ContextAgent:
         network: `[network]`.
         clock: monotonic seconds.
         difficulty: a learned difficulty (0..1) of a text; see `predict/difficulty.py`.
+        read_features: reads a request; a simulation, whose requests have no text, has its own.
     """
 
     def __init__(
@@ -48,7 +49,9 @@ class ContextAgent:
         network: NetworkConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
         difficulty: Callable[[str], float] | None = None,
+        read_features: Callable[[Request], RequestFeatures] | None = None,
     ) -> None:
+        self._read_features = read_features
         self._difficulty = difficulty
         self._usual_output_tokens = usual_output_tokens
         self._read_device = read_device
@@ -64,11 +67,14 @@ class ContextAgent:
     def assess(self, request: Request) -> Context:
         """Everything the router is told about this request besides the targets."""
         device, network = self._machine()
-        features = request_features(
-            request,
-            usual_output_tokens=self._usual_output_tokens(request.user),
-            difficulty=self._difficulty,
-        )
+        if self._read_features is not None:
+            features = self._read_features(request)
+        else:
+            features = request_features(
+                request,
+                usual_output_tokens=self._usual_output_tokens(request.user),
+                difficulty=self._difficulty,
+            )
         return Context(features=features, device=device, network=network, upload_bytes=upload_bytes(request))
 
     def device_state(self) -> DeviceState:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from mecroute.agents.monitor import MonitorAgent
@@ -20,11 +20,9 @@ from mecroute.prices import FREE, Price, price_of
 from mecroute.request import Need
 from mecroute.target import Target, TargetState
 from mecroute_registry.facts import ModelVersion, Profile, Tier
-from mecroute_registry.store import Registry
 
 if TYPE_CHECKING:
-    from mecroute.nodes.fleet import Fleet  # loads httpx, which a device-only client does without
-    from mecroute.nodes.watch import NodeWatch
+    from mecroute.nodes.watch import NodeWatch  # loads httpx, which a device-only client does without
 
 #: What our own engine can do beyond plain text, and what a cloud API is taken to.
 _LOCAL_ABILITIES: frozenset[Need] = frozenset(
@@ -57,6 +55,35 @@ class DeviceLoad:
     decode_tokens_per_s: float | None
 
 
+class Nodes(Protocol):
+    """The MEC nodes that are known now; see `nodes.fleet.Fleet`."""
+
+    @property
+    def watches(self) -> Sequence[NodeWatch]:
+        """The watch of each."""
+        ...
+
+    async def refresh(self) -> None:
+        """Bring them up to date."""
+        ...
+
+
+class Models(Protocol):
+    """The models that are known, and what was measured of them; see `mecroute_registry.store.Registry`."""
+
+    def generation(self) -> object:
+        """Changes when they do."""
+        ...
+
+    def list(self) -> list[ModelVersion]:
+        """Every model."""
+        ...
+
+    def profiles(self, model: ModelVersion) -> Sequence[Profile]:
+        """What was measured of one."""
+        ...
+
+
 class _NodeTargets:
     """The targets on one node: (state, id, why the node itself cannot be used), as of its watch's changes and
     the registry's generation."""
@@ -77,18 +104,20 @@ class ResourceAgent:
         loads: the models loaded in this process, by reference.
         links: the way to each remote, as traffic shows it.
         health: whether clouds take requests, as their answers show it.
+        can_run_here: whether models can run in this process; default: whether llama-cpp-python is installed.
     """
 
     def __init__(
         self,
         config: Config,
-        registry: Registry,
-        fleet: Fleet | None,
+        registry: Models,
+        fleet: Nodes | None,
         monitor: MonitorAgent,
         *,
         loads: Callable[[], Mapping[str, DeviceLoad]],
         links: Links | None = None,
         health: CloudHealth | None = None,
+        can_run_here: bool | None = None,
     ) -> None:
         self._config = config
         self._registry = registry
@@ -103,8 +132,9 @@ class ResourceAgent:
         self._hardware = hardware_class()
         self._generation: object = None
         self._models: list[ModelVersion] = []
-        self._profiles: dict[str, list[Profile]] = {}
-        self._can_run_here = find_spec("llama_cpp") is not None
+        self._by_digest: dict[str, ModelVersion] = {}
+        self._profiles: dict[str, Sequence[Profile]] = {}
+        self._can_run_here = find_spec("llama_cpp") is not None if can_run_here is None else can_run_here
 
     async def refresh(self) -> None:
         """Bring the nodes' reports up to date; see `NodeWatch.refresh` for how long that may take."""
@@ -141,6 +171,7 @@ class ResourceAgent:
         generation = self._registry.generation()
         if generation != self._generation:
             self._models = self._registry.list()
+            self._by_digest = {model.digest: model for model in self._models}
             self._profiles = {model.digest: self._registry.profiles(model) for model in self._models}
             self._generation = generation
 
@@ -256,7 +287,7 @@ class ResourceAgent:
         assert report is not None
         target = Target("mec", model.ref, node=node.name, digest=model.digest, region=watch.region)
         load, price, link = watch.load(model), self._node_prices[node.name], watch.link
-        known = next((m for m in self._models if m.digest == model.digest), None)
+        known = self._by_digest.get(model.digest or "")
         accuracy = model.accuracy if model.accuracy is not None else (known.accuracy if known else None)
         profile = self._profile(model.digest, "mec", report.hardware)
         prefill, decode = load.prefill_tokens_per_s, load.decode_tokens_per_s

@@ -41,7 +41,7 @@ class NodeWatch:
 
     Args:
         node: its configuration.
-        http: for asking it.
+        http: for asking it; None where it is never asked, and only `told` of reports.
         links: the round trip to it, learned here and from the answers it gives.
         source: where the node is known from; `config` for one of `[[nodes]]`.
         trusts_region: whether the region that the node tells of itself counts.
@@ -56,7 +56,7 @@ class NodeWatch:
     def __init__(
         self,
         node: NodeConfig,
-        http: httpx.AsyncClient,
+        http: httpx.AsyncClient | None,
         *,
         links: Links | None = None,
         source: str = "config",
@@ -194,6 +194,7 @@ class NodeWatch:
             url += f"?wait_s={POLL_WAIT_S:g}"
         begun = self._clock()
         self.fetches += 1
+        assert self._http is not None, "a watch that only listens is not followed"
         try:
             response = await self._http.get(
                 url, headers=headers, timeout=_LONG_TIMEOUT if waits else _SHORT_TIMEOUT
@@ -218,11 +219,17 @@ class NodeWatch:
             place = ".".join(str(part) for part in first["loc"])
             self._failed(f"{self.node.url} sent a report that cannot be read: {place}: {first['msg']}")
             return True
-        self.report = report
-        self._loads.clear()
+        self.told(report)
         self._answered(response.headers, took_s, waits=waits)
         self._etag = response.headers.get("etag")
         return True
+
+    def told(self, report: NodeReport) -> None:
+        """A report came."""
+        self.report = report
+        self._loads.clear()
+        self.changes += 1
+        self._reported_at = self._clock()
 
     def _answered(self, headers: Mapping[str, str], took_s: float, *, waits: bool) -> None:
         trip_ms = network_ms(headers, took_s * 1000)

@@ -36,11 +36,30 @@ class NodeClass(Machine):
 
 
 class Network(_Table):
-    """Round trips in ms."""
+    """The ways between clients, nodes and the cloud: round trips in ms, and what a client's access takes."""
 
     same_zone_ms: float = Field(default=8, ge=0, allow_inf_nan=False)
     per_zone_ms: float = Field(default=4, ge=0, allow_inf_nan=False, description="added per zone in between")
     cloud_ms: float = Field(default=120, ge=0, allow_inf_nan=False)
+    jitter: float = Field(default=0.1, ge=0, le=1, description="mean deviation of a round trip, as its share")
+    loss: float = Field(default=0.002, ge=0, lt=1, description="share of exchanges sent again after a second")
+    upload_bytes_per_s: float = Field(default=2.5e6, gt=0, allow_inf_nan=False, description="median")
+    download_bytes_per_s: float = Field(default=10e6, gt=0, allow_inf_nan=False, description="median")
+    rate_spread: float = Field(
+        default=0.7, ge=0, le=3, description="standard deviation of a client's rates, in logarithms"
+    )
+    bytes_per_token: float = Field(default=5, ge=0, le=10_000, allow_inf_nan=False)
+
+
+class Conditions(_Table):
+    """What befalls clients from time to time: shares of the time, each client's phases its own."""
+
+    cycle_s: float = Field(default=600, gt=0, le=86_400, description="length of a phase and its absence")
+    throttled_share: float = Field(default=0.1, ge=0, le=1, description="slowed down for heat")
+    throttled_speed: float = Field(default=0.6, gt=0, le=1)
+    offline_share: float = Field(default=0, ge=0, le=1, description="without any network")
+    battery_share: float = Field(default=0.3, ge=0, le=1, description="of clients that run on a battery")
+    low_battery_share: float = Field(default=0.1, ge=0, le=1, description="of their time, below the floor")
 
 
 class Slo(_Table):
@@ -96,7 +115,7 @@ class Scenario(_Table):
     Args:
         nodes: MEC nodes, dealt out over the classes and the zones.
         clients: gateways or kiosks, each with its own agents and device, dealt out over the zones.
-        report_age_s: how old a node's report may be when a client decides.
+        report_age_s: how old a node's report may be when a client decides, unless an answer told it since.
         complexity_noise: standard deviation of the error in a client's estimate of a request's difficulty.
     """
 
@@ -107,6 +126,7 @@ class Scenario(_Table):
     device: Machine = Field(default_factory=_device)
     cloud: Machine = Field(default_factory=_cloud)
     network: Network = Field(default_factory=Network)
+    conditions: Conditions = Field(default_factory=Conditions)
     slo: Slo = Field(default_factory=Slo)
     report_age_s: float = Field(default=1.0, ge=0, le=3600)
     complexity_noise: float = Field(default=0.2, ge=0, le=1)
