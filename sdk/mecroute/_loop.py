@@ -7,6 +7,8 @@ import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
 
+from mecroute.errors import UsageError
+
 T = TypeVar("T")
 
 
@@ -24,7 +26,14 @@ class LoopThread:
         return self._thread.is_alive()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine to its end and return its result; an interrupt cancels it."""
+        """Run a coroutine to its end and return its result; an interrupt cancels it.
+
+        Raises:
+            UsageError: the loop was closed.
+        """
+        if self._loop.is_closed():
+            work.close()
+            raise UsageError("the client is closed", hint="make a new Client, or close it later")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()

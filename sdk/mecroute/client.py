@@ -21,6 +21,7 @@ from mecroute._loop import LoopThread
 from mecroute.config import Config, load_config
 from mecroute.decision import Decision
 from mecroute.device.probe import DeviceProbe
+from mecroute.errors import ConfigError
 from mecroute.request import ingest
 from mecroute.results import Classification, InferResult
 from mecroute.runtime import Runtime
@@ -39,7 +40,14 @@ class AsyncClient:
     """
 
     def __init__(self, config: Config | None = None, *, device_probe: DeviceProbe | None = None) -> None:
-        self._config = config if config is not None else load_config().config
+        if config is None:
+            config = load_config().config
+        elif not isinstance(config, Config):
+            raise ConfigError(
+                f"config is a {type(config).__name__}, and must be a mecroute.Config",
+                hint="Config(**settings) makes one, load_config().config reads one",
+            )
+        self._config = config
         self._device_probes = (device_probe,) if device_probe is not None else ()
         self._made: Runtime | None = None
         self.chat = AsyncChat(self._runtime)

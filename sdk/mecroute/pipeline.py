@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,9 @@ from mecroute.routing.dispatch import Dispatch
 from mecroute.routing.sessions import session_name
 from mecroute.tiers.base import Tier
 from mecroute_registry.facts import Tier as TierName
+
+#: Of the time before a deadline, for reports of nodes that were never heard of.
+_SHARE_FOR_REPORTS = 0.3
 
 
 class Pipeline:
@@ -66,7 +70,9 @@ class Pipeline:
         if self.on_request is not None:
             self.on_request()
         context = self.context.assess(request)
-        await self.resource.refresh()
+        left_s = request.remaining_s()
+        # Nodes that were never heard of are waited for; of a deadline's time, for no more than a share.
+        await self.resource.refresh(math.inf if left_s is None else left_s * _SHARE_FOR_REPORTS)
         device = context.device
         targets = self.resource.targets(device.bandwidth_bytes_per_s, speed_share=device.speed_share)
         if any(t.speed_source == "assumed" and t.target.tier == "device" for t in targets):
@@ -156,7 +162,7 @@ class Pipeline:
 
     def _execution(self, request: Request, decision: Decision) -> Execution:
         if decision.primary is None:
-            raise _nothing_left(decision)
+            raise _nothing_left(decision, self.resource.found_nothing())
         parts = request, decision, self._tiers, self.monitor, self._dispatch
         known = self.monitor.cascade
         if decision.cascade is not None or (
@@ -274,8 +280,18 @@ class Pipeline:
         return {**remembered.body, "id": request.id}, provenance
 
 
-def _nothing_left(decision: Decision) -> NoEligibleTargetError:
-    """An error that says which requirement excluded what, and what would help."""
+def _nothing_left(decision: Decision, searched: Sequence[str]) -> NoEligibleTargetError:
+    """An error that says which requirement excluded what, and what would help.
+
+    Args:
+        searched: sources of nodes that found none, and why.
+    """
+    if not decision.rejected and searched:
+        return NoEligibleTargetError(
+            f"there is no target: no model is registered for the device, and {'; '.join(searched)}",
+            decision=decision,
+            hint="`mecroute nodes list` asks the sources and shows what they say",
+        )
     if not decision.rejected:
         return NoEligibleTargetError(
             "there is no target at all: no model is registered for the device, and no node or cloud is "

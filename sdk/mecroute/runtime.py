@@ -65,7 +65,10 @@ class Runtime:
         self._health = CloudHealth()
         self.fleet = self._add_remote(config, tiers)
         if config.budgets:
-            tiers = {name: BudgetedTier(tier, gate) for name, tier in tiers.items()}
+            # The device is free, whatever is asked of it.
+            tiers = {
+                name: tier if name == "device" else BudgetedTier(tier, gate) for name, tier in tiers.items()
+            }
         shadow = Shadow(config.monitor, tiers, gate, monitor.judged)
         self._exits.push_async_callback(shadow.aclose)
         self.pipeline = Pipeline(

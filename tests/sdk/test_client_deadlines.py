@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
@@ -13,7 +14,14 @@ import pytest
 from mecroute import Client, Config
 from mecroute.agents.monitor import MonitorAgent
 from mecroute.config import CloudConfig, DeviceConfig, NodeConfig, RegistryConfig, StateConfig
-from mecroute.errors import AllTargetsFailedError, NodeNotReadyError, OverloadedError, TargetTooSlowError
+from mecroute.errors import (
+    AllTargetsFailedError,
+    DeadlineExceededError,
+    NodeNotReadyError,
+    NoEligibleTargetError,
+    OverloadedError,
+    TargetTooSlowError,
+)
 from mecroute.nodes.headers import DEADLINE_HEADER, deadline_value
 from mecroute.state.store import StateStore
 from support.upstream import Upstream, upstream
@@ -159,3 +167,53 @@ def test_a_target_rests_for_as_long_as_it_asks(tmp_path: Path) -> None:
     monitor.failed("mec/n1/fox:1", "busy", retry_after_s=1e9)
     now = 1000
     assert monitor.resting("mec/n1/fox:1") is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_node_that_says_nothing_is_not_waited_for_past_a_deadline(
+    tmp_path: Path, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clear refusal within the deadline; and where another target is there, its answer."""
+    monkeypatch.setattr("mecroute.nodes.watch.FIRST_WAIT_S", 60.0)
+    with socket.create_server(("127.0.0.1", 0)) as mute, upstream() as cloud:
+        node = NodeConfig(name="mute", url=f"http://127.0.0.1:{mute.getsockname()[1]}")
+        alone = Config(
+            registry=RegistryConfig(path=tmp_path / "registry"),
+            state=StateConfig(path=tmp_path / "s.sqlite3"),
+            device=DeviceConfig(enabled=False), nodes=(node,),
+        )  # fmt: skip
+        both = alone.model_copy(
+            update={"cloud": (CloudConfig(name="c", base_url=f"{cloud.url}/v1", model="m"),)}
+        )
+        told = {"messages": HELLO, "stream": stream, "requirements": {"deadline_ms": 3000}}
+        with Client(alone) as client:
+            begun = time.monotonic()
+            with pytest.raises((NoEligibleTargetError, DeadlineExceededError)) as caught:
+                client.chat.completions.create(**told)
+            assert time.monotonic() - begun < 30, (
+                "the usual wait for a node that was never heard of is 60 s here"
+            )
+            assert "mute" in str(caught.value)
+        with Client(both) as client:
+            reply = client.chat.completions.create(**told)
+            if stream:
+                assert [chunk for chunk in reply if chunk.choices]
+            assert reply.mecroute.tier == "cloud"
+
+
+def test_sources_that_found_no_node_are_named(tmp_path: Path) -> None:
+    source = {
+        "kind": "camara", "name": "operator", "root": "http://127.0.0.1:9", "token_env": "NO_TOKEN",
+        "zones": {"z": "https://n.example"},
+    }  # fmt: skip
+    config = Config.model_validate(
+        {
+            "registry": {"path": tmp_path / "registry"},
+            "state": {"path": tmp_path / "s.sqlite3"},
+            "device": {"enabled": False},
+            "discovery": [source],
+        }
+    )
+    told = "discovery 'operator': .*NO_TOKEN"
+    with Client(config) as client, pytest.raises(NoEligibleTargetError, match=told):
+        client.chat.completions.create(messages=HELLO)

@@ -192,7 +192,7 @@ def test_targets_follow_whatever_is_learned_of_a_node(tmp_path: Path) -> None:
                 assert found == agent.targets()[0], "asking twice changes nothing"
                 return found
 
-            assert state().unavailable == "no model is ready there"
+            assert state().unavailable == "it has not reported yet"
             answers.append(httpx.Response(200, json={"node": "n", "models": [model]}))
             await watch.probe()
             assert (state().target.model, state().running, state().unavailable) == ("m:1", 0, None)

@@ -17,9 +17,9 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from mecroute import AsyncClient, Config, Requirements
+from mecroute import AsyncClient, Client, Config, Requirements
 from mecroute.config import CloudConfig, DeviceConfig, NodeConfig, RegistryConfig, StateConfig, load_config
-from mecroute.errors import ConfigError, InvalidRequestError, MecrouteError
+from mecroute.errors import ConfigError, InvalidRequestError, MecrouteError, UsageError
 from mecroute.request import ingest
 from mecroute.state.store import Batch, LearnedRow, StateStore
 from support.upstream import Upstream, running, upstream
@@ -230,6 +230,28 @@ async def ask(folder: Path, url: str) -> int:
                                 chunk.to_dict()
                     answered += 1
     return answered
+
+
+@pytest.mark.parametrize("odd", [True, 5, 1.5, "mecroute.toml", b"x", {"device": {}}, [], object()])
+def test_a_client_of_no_configuration_is_refused(odd: Any) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ConfigError, match=r"must be a mecroute\.Config"):
+            kind(odd)
+
+
+@pytest.mark.parametrize("odd", [True, 5, b"x", [], {"a": 1}, object(), "\ud800", "no\0such", "x" * 10_000])
+def test_a_path_that_is_none_is_a_config_error(odd: Any) -> None:
+    with pytest.raises(ConfigError):
+        load_config(odd)
+
+
+def test_a_closed_client_says_so(tmp_path: Path) -> None:
+    client = Client(config(tmp_path, "http://127.0.0.1:9"))
+    stream = client.chat.completions
+    client.close()
+    client.close()
+    with pytest.raises(UsageError, match="closed"):
+        stream.create(messages=[{"role": "user", "content": "x"}])
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mecroute import AsyncClient, Config
+from mecroute.config import BudgetConfig, PlacementConfig, RegistryConfig, StateConfig
 from mecroute.context import DeviceState
 from mecroute.errors import ModelNotFoundError
 from mecroute.placement.demand import Demand
@@ -101,3 +104,17 @@ def test_a_model_that_cannot_be_loaded_is_reported_and_no_more(
     clock.now += IDLE_S + 1
     assert asyncio.run(preloader.look()) is None
     assert "its file is gone" in caplog.text
+
+
+def test_budgets_do_not_keep_a_device_from_loading_ahead(tmp_path: Path) -> None:
+    async def run() -> None:
+        config = Config(
+            registry=RegistryConfig(path=tmp_path / "registry"),
+            state=StateConfig(path=tmp_path / "state.sqlite3"),
+            placement=PlacementConfig(preload=True),
+            budgets=(BudgetConfig(name="team", limit_usd=1),),
+        )
+        async with AsyncClient(config) as client:
+            assert (await client._runtime()).pipeline.on_request is not None
+
+    asyncio.run(run())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -63,8 +64,12 @@ class Nodes(Protocol):
         """The watch of each."""
         ...
 
-    async def refresh(self) -> None:
-        """Bring them up to date."""
+    async def refresh(self, within_s: float) -> None:
+        """Bring them up to date, where that takes no longer."""
+        ...
+
+    def found_nothing(self) -> Sequence[str]:
+        """The sources of nodes that know of none, and why."""
         ...
 
 
@@ -136,10 +141,14 @@ class ResourceAgent:
         self._profiles: dict[str, Sequence[Profile]] = {}
         self._can_run_here = find_spec("llama_cpp") is not None if can_run_here is None else can_run_here
 
-    async def refresh(self) -> None:
-        """Bring the nodes' reports up to date; see `NodeWatch.refresh` for how long that may take."""
+    async def refresh(self, within_s: float = math.inf) -> None:
+        """Bring the nodes' reports up to date; see `Fleet.refresh` for how long that may take."""
         if self._fleet is not None:
-            await self._fleet.refresh()
+            await self._fleet.refresh(within_s)
+
+    def found_nothing(self) -> Sequence[str]:
+        """The sources of nodes that know of none, and why; in words."""
+        return self._fleet.found_nothing() if self._fleet is not None else ()
 
     def price_of(self, target: Target) -> Price:
         """What a target's tokens cost; also of a node that has left since it answered."""
@@ -277,7 +286,8 @@ class ResourceAgent:
                 abilities=_LOCAL_ABILITIES,
                 context_length=2**31,
                 reached_over_network=away,
-                unavailable=watch.problem or "no model is ready there",
+                unavailable=watch.problem
+                or ("no model is ready there" if watch.report else "it has not reported yet"),
             )
         for model in models:
             yield self._mec_target(watch, model, away=away)

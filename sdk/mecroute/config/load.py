@@ -66,7 +66,7 @@ def find_project_file(start: Path | None = None) -> Path | None:
 
 
 def load_config(
-    path: Path | None = None,
+    path: Path | str | None = None,
     *,
     overrides: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
@@ -83,7 +83,10 @@ def load_config(
     """
     environ = os.environ if environ is None else environ
     layers: list[tuple[str, dict[str, Any]]] = []
-    explicit = path or (Path(environ["MECROUTE_CONFIG"]) if environ.get("MECROUTE_CONFIG") else None)
+    if path is not None and not isinstance(path, str | Path):
+        raise ConfigError(f"the path of a configuration is a text or a Path, not a {type(path).__name__}")
+    named = path or environ.get("MECROUTE_CONFIG")
+    explicit = Path(named) if named else None
     if explicit is not None:
         layers.append((str(explicit), _read_file(explicit)))
     else:
@@ -127,12 +130,12 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"no configuration file at {path}", hint="check --config or MECROUTE_CONFIG"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}", hint="mend that line") from error
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot read {path}: {error}", hint="check its permissions and encoding"
         ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}", hint="mend that line") from error
     for table, value in content.items():
         known = Config.model_fields.get(table)
         if known is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -66,21 +68,34 @@ class Fleet:
         """The watch of one node; None when there is none of that name (any more)."""
         return self._watches.get(name)
 
-    async def refresh(self) -> None:
+    async def refresh(self, within_s: float = math.inf) -> None:
         """Bring the sources and then the nodes up to date; see `SourceWatch` and `NodeWatch` for how long.
+
+        Args:
+            within_s: most that may be waited, half of it for the sources.
 
         Where everything is fresh this waits for nothing and makes no task: it is on the way of each request.
         """
         if self.sources:
             stale = [source for source in self.sources if source.touch()]
             if stale:
-                await asyncio.gather(*(source.wait() for source in stale))
+                begun = time.monotonic()
+                await asyncio.gather(*(source.wait(within_s / 2) for source in stale))
+                within_s -= time.monotonic() - begun
             self._reconcile()
         unknown = [watch for watch in self._watches.values() if watch.touch()]
         if unknown:
-            await asyncio.gather(*(watch.wait() for watch in unknown))
+            await asyncio.gather(*(watch.wait(max(0.0, within_s)) for watch in unknown))
         if self._probes and self._prober is None:
             self._prober = asyncio.create_task(self._probe())
+
+    def found_nothing(self) -> Sequence[str]:
+        """The sources that know of no node, and why."""
+        return [
+            f"discovery '{watch.source.name}': {watch.problem or 'no node was found yet'}"
+            for watch in self.sources
+            if not watch.nodes
+        ]
 
     async def aclose(self) -> None:
         """Stop watching."""

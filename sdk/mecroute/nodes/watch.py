@@ -107,14 +107,21 @@ class NodeWatch:
         never = self.report is None and self.problem is None
         return never or (rested and self._asked_at - self._reported_at > STALE_S)
 
-    async def wait(self) -> None:
-        """Wait for the next report, for a while."""
+    async def wait(self, within_s: float = FIRST_WAIT_S) -> None:
+        """Wait for the next report, for a while.
+
+        Args:
+            within_s: what the caller has of time; a node that did not answer in less than the usual is not
+                held to be out of reach.
+        """
         waiting = asyncio.ensure_future(self._told.wait())
-        await asyncio.wait((waiting,), timeout=FIRST_WAIT_S)
-        if not waiting.done():
+        try:
+            await asyncio.wait((waiting,), timeout=min(within_s, FIRST_WAIT_S))
+            if not waiting.done() and within_s >= FIRST_WAIT_S:
+                self.changes += 1
+                self.problem = f"{self.node.url} has not answered yet"
+        finally:
             waiting.cancel()
-            self.changes += 1
-            self.problem = f"{self.node.url} has not answered yet"
 
     async def probe(self) -> None:
         """Measure the way there and bring the report up to date, where nobody has asked for a while."""

@@ -219,8 +219,12 @@ class _Nodes:
             if watch.report is not report:
                 watch.told(report)
 
-    async def refresh(self) -> None:
+    async def refresh(self, within_s: float) -> None:
         """Reports come by themselves."""
+
+    def found_nothing(self) -> Sequence[str]:
+        """Nobody looks for nodes."""
+        return ()
 
 
 class Published:

@@ -67,10 +67,10 @@ class SourceWatch:
         looking = self._task is not None and not self._task.done()
         return looking and self._clock() >= self._valid_until and self._failures == 0
 
-    async def wait(self) -> None:
+    async def wait(self, within_s: float = FIRST_WAIT_S) -> None:
         """Wait for the look that is under way, for a while."""
         if self._task is not None:
-            await asyncio.wait((self._task,), timeout=FIRST_WAIT_S)
+            await asyncio.wait((self._task,), timeout=min(within_s, FIRST_WAIT_S))
 
     async def look(self) -> None:
         """Ask the source once; a failure is kept in `problem`."""
