@@ -18,7 +18,17 @@ from mecroute_server.keys import KeyFile
 from mecroute_server.limits import RateLimiter
 from mecroute_server.node import Node
 from mecroute_server.openapi import describe
-from mecroute_server.routes import admin, anthropic, health, kserve, ollama, openai, scoring, sessions
+from mecroute_server.routes import (
+    admin,
+    anthropic,
+    health,
+    kserve,
+    kserve_repository,
+    ollama,
+    openai,
+    scoring,
+    sessions,
+)
 from mecroute_server.settings import ServerSettings
 from mecroute_server.tracing import FASTAPI_TELEMETRY_OFF, open_tracing
 
@@ -69,6 +79,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         anthropic.router,
         ollama.router,
         scoring.router,
+        kserve_repository.router,
         kserve.router,
         admin.router,
         sessions.router,

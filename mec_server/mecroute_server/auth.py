@@ -161,7 +161,7 @@ def scopes_for(method: str, path: str) -> frozenset[KeyScope]:
         return ALL_SCOPES  # clients route by it, and a deployment is watched with it
     if path == "/admin/models" or path.startswith("/admin/models/"):
         return _DEPLOY if method == "POST" else _ADMIN
-    if path in _OLLAMA_DEPLOYS or path.startswith(("/v2/repository/", "/api/blobs/")):
+    if path in _OLLAMA_DEPLOYS or path.startswith(("/v2/repository/models/", "/api/blobs/")):
         return _DEPLOY
     return _INFER if path.startswith(("/v1/", "/v2/", "/api/")) or path == "/v2" else _ADMIN
 

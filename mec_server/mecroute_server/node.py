@@ -157,6 +157,21 @@ class Node:
         engines = [slot.loaded.engine for slot in self.pool.ready() if slot.loaded is not None]
         return max((engine.stats().retry_after_s for engine in engines), default=0.0)
 
+    async def begin_load(self, ref: str) -> ModelSlot:
+        """Begin to bring a model into memory; its slot shows how far it is.
+
+        One of the registry is deployed without a digest, which pulls nothing where it is on the node.
+
+        Raises: as `Deployer.deploy`.
+        """
+        slot = self.pool.slot(ref)
+        if slot is None or slot.file is None:
+            return await self.deployer.deploy(ref)
+        if slot.loaded is None and slot.state != "loading":
+            slot.begin("loading", "waiting for its turn")
+            self.pool.spawn(self.pool.load(slot))
+        return slot
+
     async def _start_ref(self, ref: str) -> None:
         try:
             slot = await self.deployer.deploy(ref, remember=False)
@@ -222,6 +237,7 @@ def _describe(slot: ModelSlot) -> dict[str, Any]:
         "context_length": engine.n_ctx if engine else None,
         "parallel": engine.n_parallel if engine else None,
         "threads": engine.n_threads if engine else None,
+        "providers": list(getattr(engine, "providers", ())),
         "running": stats.running if stats else 0,
         "queued": stats.queued if stats else 0,
         "kv_used_tokens": stats.kv_used_tokens if stats else 0,

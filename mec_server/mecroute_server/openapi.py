@@ -14,6 +14,7 @@ from fastapi.openapi.utils import get_openapi
 from mecroute_registry._version import __version__
 from mecroute_registry.facts import DIGEST_PATTERN
 from mecroute_server.auth import OPEN_PATHS
+from mecroute_server.kserve.datatypes import DTYPES
 
 _Schema = dict[str, Any]
 
@@ -91,6 +92,26 @@ _ANTHROPIC: dict[str, _Schema] = {
     "tools": _list(_object("name input_schema", name=_NAME, description=_TEXT, input_schema=_SCHEMA)),
     "tool_choice": _object("type", type=_one_of("auto", "none")),
 }
+
+#: The protocol's tensors, as JSON has them.
+_TENSORS = _list(
+    _object(
+        "name datatype shape data",
+        name=_NAME,
+        datatype=_one_of(*DTYPES),
+        shape=_list(_whole(0, 2**40 - 1)),
+        data=_list({"type": ["number", "string", "boolean", "array"]}),
+        parameters=_SCHEMA,
+    ),
+    1,
+)
+_INFER = _object(
+    "inputs",
+    id=_TEXT,
+    inputs=_TENSORS,
+    outputs=_list(_object("name", name=_NAME, parameters=_object(binary_data=_FLAG))),
+    parameters=_object(binary_data_output=_FLAG),
+)
 
 #: The JSON body of each path that takes one.
 BODIES: dict[str, _Schema] = {
@@ -171,6 +192,11 @@ BODIES: dict[str, _Schema] = {
     ),
     "/api/embed": _object("model input", model=_NAME, input=_TEXTS, truncate=_FLAG, dimensions=_whole(0)),
     "/api/show": _object("model", model=_NAME),
+    "/v2/models/{name}/infer": _INFER,
+    "/v2/models/{name}/versions/{version}/infer": _INFER,
+    "/v2/repository/index": _object(ready=_FLAG),
+    "/v2/repository/models/{name}/load": _object(parameters=_object()),
+    "/v2/repository/models/{name}/unload": _object(parameters=_object(unload_dependents=_FLAG)),
     "/admin/models": _object("ref", ref=_NAME, digest={"type": "string", "pattern": DIGEST_PATTERN}),
 }
 
@@ -193,5 +219,5 @@ def describe(app: FastAPI) -> dict[str, Any]:
                 operation["security"] = [{"bearer": []}, {"x-api-key": []}, {}]
             if method == "post" and path in BODIES:
                 content = {"application/json": {"schema": BODIES[path]}}
-                operation["requestBody"] = {"required": True, "content": content}
+                operation["requestBody"] = {"required": bool(BODIES[path]["required"]), "content": content}
     return document

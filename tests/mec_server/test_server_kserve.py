@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import ml_dtypes
 import numpy as np
 import pytest
 import tritonclient.http as triton
@@ -38,6 +40,7 @@ TYPES: list[tuple[str, int, Any]] = [
     ("FP16", TensorProto.FLOAT16, np.array([-1.5, 0, 65504], np.float16)),
     ("FP32", TensorProto.FLOAT, np.array([-1.5, 0, 3e38], np.float32)),
     ("FP64", TensorProto.DOUBLE, np.array([-1.5, 0, 1e308], np.float64)),
+    ("BF16", TensorProto.BFLOAT16, np.array([-1.5, 0, 3.3895314e38], ml_dtypes.bfloat16)),
     ("BYTES", TensorProto.STRING, np.array(["", "Füllhörnchen", "a\nb"], object)),
 ]
 
@@ -101,7 +104,8 @@ def test_health_and_metadata(client: Any) -> None:
     assert client.is_model_ready("tiny")
     assert not client.is_model_ready("nothing")
     assert not client.is_model_ready("c", "2")
-    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    extensions = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
+    assert client.get_server_metadata()["extensions"] == extensions
     assert client.get_model_metadata("c") == {
         "name": "c",
         "versions": ["1"],
@@ -120,7 +124,7 @@ def test_health_and_metadata(client: Any) -> None:
         (name, values, binary)
         for name, _, values in TYPES
         for binary in (True, False)
-        if (name, binary) != ("FP16", False)  # Triton's client sends it as binary data only
+        if binary or name not in ("FP16", "BF16")  # Triton's client sends these as binary data only
     ],
 )
 def test_every_datatype_both_ways(client: Any, datatype: str, values: Any, binary: bool) -> None:
@@ -144,6 +148,18 @@ def test_fp16_as_json(http: httpx.Client) -> None:
     assert http.post("/v2/models/fp16/infer", json=body).json()["outputs"][0]["data"] == [0.5, -2]
 
 
+def test_bfloat16_is_rounded_to_the_nearest(http: httpx.Client) -> None:
+    data = [1.00390625, 1.01171875, -1.005, 1e-40]  # two ties: to the even neighbour, down and up
+    body = {"inputs": [{"name": "x", "datatype": "BF16", "shape": [4], "data": data}]}
+    output = http.post("/v2/models/bf16/infer", json=body).json()["outputs"][0]
+    assert (output["datatype"], output["shape"]) == ("BF16", [4])
+    bits = [struct.unpack("<I", struct.pack("<f", value))[0] for value in output["data"]]
+    assert [bit & 0xFFFF for bit in bits] == [0, 0, 0, 0]
+    assert output["data"][:3] == [1.0, 1.015625, -1.0078125]
+    wrong = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}
+    assert "is FP32, and the model takes BF16" in http.post("/v2/models/bf16/infer", json=wrong).text
+
+
 def test_all_outputs_binary_by_default(client: Any) -> None:
     x = np.random.default_rng(0).random((5, 3), np.float32)
     given = triton.InferInput("x", [5, 3], "FP32")
@@ -163,6 +179,77 @@ def test_async_clients_together(client: Any) -> None:
         calls.append(client.async_infer("c", [given]))
     for x, call in zip(xs, calls, strict=True):
         np.testing.assert_allclose(call.get_result().as_numpy("logits"), classify(x), rtol=1e-5)
+
+
+def test_the_configuration_says_what_may_be_batched(client: Any) -> None:
+    config = client.get_model_config("c")
+    assert config["max_batch_size"] == 32
+    assert config["instance_group"] == [{"kind": "KIND_CPU", "count": 1}]
+    assert config["dynamic_batching"] == {"max_queue_delay_microseconds": 2000}
+    assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [3], "optional": False}]
+    assert config["output"] == [
+        {"name": "logits", "data_type": "TYPE_FP32", "dims": [2]},
+        {"name": "label", "data_type": "TYPE_INT64", "dims": []},
+    ]
+    assert client.get_model_config("team/registered", "1.0")["name"] == "team/registered"
+    assert client.get_model_config("bytes")["input"][0]["data_type"] == "TYPE_STRING"
+    with pytest.raises(InferenceServerException, match="no model 'nothing'"):
+        client.get_model_config("nothing")
+    with pytest.raises(InferenceServerException, match="takes no tensors"):
+        client.get_model_config("tiny")
+
+
+def test_statistics_count_what_was_computed(client: Any) -> None:
+    def stats() -> dict[str, Any]:
+        (found,) = client.get_inference_statistics("log")["model_stats"]
+        return dict(found)
+
+    before = stats()
+    for rows in (1, 3):
+        given = triton.InferInput("x", [rows], "FP32")
+        given.set_data_from_numpy(np.ones(rows, np.float32))
+        client.infer("log", [given])
+    after = stats()
+    assert (after["name"], after["version"]) == ("log", "1")
+    assert after["inference_count"] - before["inference_count"] == 4
+    assert after["execution_count"] - before["execution_count"] == 2
+    for kind in ("success", "queue", "compute_infer"):
+        assert after["inference_stats"][kind]["count"] - before["inference_stats"][kind]["count"] == 2
+    assert after["inference_stats"]["success"]["ns"] > before["inference_stats"]["success"]["ns"]
+    assert after["inference_stats"]["fail"] == {"count": 0, "ns": 0}
+    assert after["last_inference"] / 1000 == pytest.approx(time.time(), abs=60)
+    every = client.get_inference_statistics()["model_stats"]
+    assert {(one["name"], one["version"]) for one in every} >= {("c", "1"), ("team/registered", "2.0")}
+    assert all(one["name"] != "tiny" for one in every)
+    with pytest.raises(InferenceServerException, match="computes no tensors"):
+        client.get_inference_statistics("tiny")
+
+
+def test_the_repository_is_listed_loaded_and_unloaded(client: Any, http: httpx.Client) -> None:
+    index = {(one["name"], one["version"]): one for one in client.get_model_repository_index()}
+    assert {("c", "1"), ("tiny", "1"), ("team/registered", "1.0"), ("int16", "1")} <= set(index)
+    assert index["c", "1"] == {"name": "c", "version": "1", "state": "READY", "reason": ""}
+    client.unload_model("int16")
+    assert not client.is_model_ready("int16")
+    states = {one["name"]: one["state"] for one in client.get_model_repository_index()}
+    assert states["int16"] == "UNAVAILABLE"
+    ready = http.post("/v2/repository/index", json={"ready": True}).json()
+    assert "int16" not in {one["name"] for one in ready}
+    client.load_model("int16")
+    assert client.is_model_ready("int16")
+    client.load_model("int16")  # there already
+    client.unload_model("team/registered:2.0")
+    assert not client.is_model_ready("team/registered", "2.0")
+    client.load_model("team/registered:2.0")
+    assert client.is_model_ready("team/registered", "2.0")
+    for call, said in (
+        (lambda: client.load_model("nothing"), "no model 'nothing'"),
+        (lambda: client.unload_model("nothing"), "has no model 'nothing'"),
+        (lambda: client.load_model("c", config="{}"), "not supported"),
+    ):
+        with pytest.raises(InferenceServerException, match=said):
+            call()
+    assert http.post("/v2/repository/index", json={"ready": 1}).status_code == 400
 
 
 def test_versions_of_a_registered_model(client: Any, http: httpx.Client) -> None:
@@ -210,7 +297,9 @@ def test_errors_reach_tritons_client(client: Any) -> None:
         ({"inputs": [3]}, "list of objects"),
         ({"inputs": [{}]}, "has no 'name'"),
         ({"inputs": [x_input(), x_input()]}, "twice"),
-        ({"inputs": [x_input(datatype="BF16")]}, "datatype 'BF16'"),
+        ({"inputs": [x_input(datatype="BF16")]}, "is BF16, and the model takes FP32"),
+        ({"inputs": [x_input(datatype="BF16", data=[1, 2, 3.4e38])]}, "out of the range of BF16"),
+        ({"inputs": [x_input(datatype="FP8")]}, "datatype 'FP8'"),
         ({"inputs": [x_input(datatype=["FP32"])]}, "datatype"),
         ({"inputs": [x_input(shape=[1, -3])]}, "none negative"),
         ({"inputs": [x_input(shape=[True, 3])]}, "none negative"),
@@ -249,6 +338,8 @@ def test_a_wrong_request_is_refused(http: httpx.Client, body: dict[str, Any], sa
         ("FP32", [1, 3], b"x" * 13, "no whole FP32s"),
         ("FP32", [1, 3], b"x" * 8, "has 2 values"),
         ("BOOL", [3], b"\x00\x01\x02", "not BOOL"),
+        ("BF16", [1, 3], b"x" * 5, "no whole BF16s"),
+        ("BF16", [1, 3], b"x" * 4, "has 2 values"),
         ("BYTES", [1], b"\x05\x00\x00\x00abc", "cut off"),
         ("BYTES", [1], b"\x05\x00", "cut off"),
         ("BYTES", [1], struct.pack("<I", 2) + b"\xff\xfe", "not UTF-8"),
@@ -320,6 +411,7 @@ def test_the_node_reports_onnx_models(http: httpx.Client) -> None:
     (model,) = [model for model in report.models if model.ref == "c"]
     assert (model.state, model.tasks, model.quantization) == ("ready", ("infer",), "float32")
     assert (model.parallel, model.context_length) == (32, None)
+    assert model.providers == ("CPUExecutionProvider",)
     lines = http.get("/metrics").text.splitlines()
     assert any(line.startswith('mecroute_queued_requests{model="c"}') for line in lines)
 
@@ -327,7 +419,12 @@ def test_the_node_reports_onnx_models(http: httpx.Client) -> None:
 def test_loading_and_unloading(http: httpx.Client, client: Any) -> None:
     assert http.post("/admin/models/int8/unload").json()["state"] == "unloaded"
     assert not client.is_model_ready("int8")
+    counted = 'mecroute_refused_requests_total{reason="node_not_ready"} '
+    before = [line for line in http.get("/metrics").text.splitlines() if line.startswith(counted)]
     assert http.get("/v2/models/int8").status_code == 503
+    after = [line for line in http.get("/metrics").text.splitlines() if line.startswith(counted)]
+    assert len(after) == 1
+    assert after != before
     assert http.post("/admin/models/int8/load").status_code == 202
     body = {"inputs": [{"name": "x", "datatype": "INT8", "shape": [1], "data": [5]}]}
     assert http.post("/v2/models/int8/infer", json=body).json()["outputs"][0]["data"] == [5]

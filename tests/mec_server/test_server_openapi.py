@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,6 +15,11 @@ import pytest
 from mecroute_server.auth import OPEN_PATHS
 from mecroute_server.openapi import BODIES
 from mecroute_server.run import NodeServer
+from mecroute_server.settings import ServerSettings
+from support.process import child_environment
+from support.server import SAYS, running_node
+from support.tiny_encoder import write_encoder, write_text_classifier
+from support.tiny_onnx import write_classifier
 
 #: What every chat-like path answers with 200, so that each body described is a body that works.
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -40,7 +50,9 @@ def test_every_body_is_described_where_it_belongs(http: httpx.Client) -> None:
             assert ("security" in operation) == (path not in OPEN_PATHS)
 
 
-@pytest.mark.parametrize("path", [path for path in BODIES if not path.startswith(("/admin", "/v1/classify"))])
+@pytest.mark.parametrize(
+    "path", [path for path in BODIES if not path.startswith(("/admin", "/v1/classify", "/v2"))]
+)
 def test_a_body_with_what_is_required_is_answered(http: httpx.Client, path: str) -> None:
     body = {"model": "tiny", **WORKING[path]}
     assert set(BODIES[path]["required"]) <= set(body)
@@ -48,33 +60,98 @@ def test_a_body_with_what_is_required_is_answered(http: httpx.Client, path: str)
     assert http.post(path, json=body).status_code == 200
 
 
+@pytest.fixture(scope="module")
+def every(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeServer]:
+    """A node with a model of each kind, whose answers are short: nothing generated may take long."""
+    folder = tmp_path_factory.mktemp("kinds")
+    files = (
+        tiny,
+        write_classifier(folder / "tensors.onnx"),
+        write_encoder(folder / "encoder"),
+        write_text_classifier(folder / "moods", ("good", "bad")),
+    )
+    settings = ServerSettings(
+        port=0, registry_root=folder / "registry", model_files=files, threads=1, parallel=2,
+        max_body_bytes=200_000, request_timeout_s=60,
+    )  # fmt: skip
+    with running_node(settings) as server:
+        yield server
+
+
+def for_fuzzing(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with names of models that are there: one made up at random gets no further than 404.
+
+    Of the routes that take a model away the names stay as they are, or nothing would be left to be asked.
+    """
+    document = json.loads(json.dumps(document))
+    names = {"type": "string", "enum": ["tiny", "tensors", "encoder", "moods"]}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            schema = (
+                operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+            )
+            if schema is not None and "model" in schema["properties"]:
+                schema["properties"]["model"] = names
+            if method == "delete" or path.endswith(("/load", "/unload", "/pin", "/unpin")):
+                continue
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] in ("name", "ref") and "sessions" not in path:
+                    parameter["schema"] = names
+    return document
+
+
+def fuzz(server: NodeServer, folder: Path, *options: str) -> str:
+    """Run schemathesis against a node; what it says, where it found something or could not run."""
+    document = for_fuzzing(httpx.get(f"{server.url}/openapi.json").json())
+    (folder / "openapi.json").write_text(json.dumps(document))
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "schemathesis.cli", "run", str(folder / "openapi.json"),
+            "--url", server.url,
+            "--checks", "not_a_server_error",
+            "--request-timeout", "30",
+            "--generation-database", "none",
+            "--suppress-health-check", "all",
+            "--warnings", "off",
+            "--no-color",
+            *options,
+        ],
+        cwd=folder, capture_output=True, text=True, timeout=1200, env=child_environment(), check=False,
+    )  # fmt: skip
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+def assert_well(server: NodeServer) -> None:
+    """It answers, and nothing of what was asked is still held."""
+    http = httpx.Client(base_url=server.url, timeout=30)
+    with http:
+        body = {"model": "tiny", "prompt": "x", "max_tokens": len(SAYS), "temperature": 0}
+        assert http.post("/v1/completions", json=body).json()["choices"][0]["text"] == SAYS
+        assert (
+            len(http.post("/v1/embeddings", json={"model": "encoder", "input": "edge"}).json()["data"]) == 1
+        )
+        assert http.post("/v1/classify", json={"model": "moods", "input": "edge"}).status_code == 200
+        given = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
+        assert http.post("/v2/models/tensors/infer", json={"inputs": [given]}).status_code == 200
+    for slot in server.node.pool.ready():
+        assert slot.loaded is not None
+        assert (slot.ref, slot.loaded.in_flight) == (slot.ref, 0)
+
+
+def test_requests_made_from_the_description_never_make_it_fail(every: NodeServer, tmp_path: Path) -> None:
+    """A part of what the slow test does: two requests of each kind for every operation."""
+    said = fuzz(every, tmp_path, "--phases", "fuzzing", "--max-examples", "4", "--seed", "1", "--no-shrink")
+    assert not said, said
+    assert_well(every)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["POSITIVE", "NEGATIVE"])
-def test_no_request_made_from_the_description_makes_it_fail_or_hang(node: NodeServer, mode: str) -> None:
-    import schemathesis
-    from hypothesis import HealthCheck, given, settings
-
-    document = schemathesis.openapi.from_url(f"{node.url}/openapi.json")
-    generation_mode = getattr(schemathesis.GenerationMode, mode)
-    asked: set[str] = set()
-
-    for found in document.get_all_operations():
-        operation = found.ok()
-        if mode == "NEGATIVE" and (operation.method.upper() != "POST" or operation.path not in BODIES):
-            continue  # there is nothing in it to make wrong
-
-        @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-        @given(case=operation.as_strategy(generation_mode=generation_mode))
-        def send(case: Any) -> None:
-            if isinstance(case.body, dict) and case.body.get("model"):
-                case.body["model"] = "tiny"  # a name made up at random gets no further than 404
-            answer = case.call(timeout=30)
-            asked.add(case.operation.path)
-            assert answer.status_code < 500, (case.operation.label, case.body, answer.text)
-
-        send()
-    assert asked >= set(BODIES)
-    assert httpx.get(f"{node.url}/healthz").status_code == 200
-    slot = node.node.pool.find("tiny")
-    assert slot.loaded is not None
-    assert slot.loaded.in_flight == 0
+@pytest.mark.parametrize(
+    ("phases", "examples"), [("examples,coverage", "20"), ("fuzzing", "60"), ("stateful", "60")]
+)
+def test_no_request_made_from_the_description_makes_it_fail_or_hang(
+    every: NodeServer, tmp_path: Path, phases: str, examples: str
+) -> None:
+    said = fuzz(every, tmp_path, "--phases", phases, "--max-examples", examples)
+    assert not said, said
+    assert_well(every)

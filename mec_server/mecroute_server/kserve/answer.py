@@ -26,8 +26,22 @@ def model_metadata(
     }
 
 
-def encode_answer(request: InferRequest, outputs: Mapping[str, Any], *, model: str, version: str) -> Response:
+def encode_answer(
+    request: InferRequest,
+    outputs: Mapping[str, Any],
+    datatypes: Mapping[str, str],
+    *,
+    model: str,
+    version: str,
+) -> Response:
     """The whole HTTP answer: JSON, with binary tensors behind it where they were asked for.
+
+    Args:
+        request: says which outputs are to be binary.
+        outputs: an array per output.
+        datatypes: the protocol's datatype of each.
+        model: the model's name.
+        version: its version.
 
     Raises:
         InvalidRequestError: an output asked for as JSON has values that JSON cannot carry.
@@ -37,11 +51,11 @@ def encode_answer(request: InferRequest, outputs: Mapping[str, Any], *, model: s
     for name, array in outputs.items():
         entry: dict[str, Any] = {
             "name": name,
-            "datatype": "BYTES" if array.dtype.kind in "OU" else NAMES[array.dtype.name],
+            "datatype": datatypes[name],
             "shape": list(array.shape),
         }
         if request.binary.get(name, request.default_binary):
-            tensors.append(to_bytes(array))
+            tensors.append(to_bytes(array, datatypes[name]))
             entry["parameters"] = {"binary_data_size": len(tensors[-1])}
         else:
             entry["data"] = to_json(name, array)

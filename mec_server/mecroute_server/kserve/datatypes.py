@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from mecroute.engines.onnx.bfloat16 import from_bfloat16, to_bfloat16
 from mecroute.errors import InvalidRequestError
 
-#: The protocol's name → numpy's; BYTES holds text, which ONNX calls string. (numpy has no BF16.)
+#: The protocol's name → the model's; BYTES holds text, which ONNX calls string. Arrays have the same types,
+#: but for BF16, which numpy does not have: its values are held as float32, which has them all.
 DTYPES = {
     "BOOL": "bool",
     "UINT8": "uint8",
@@ -23,6 +25,7 @@ DTYPES = {
     "FP16": "float16",
     "FP32": "float32",
     "FP64": "float64",
+    "BF16": "bfloat16",
     "BYTES": "object",
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -43,7 +46,7 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any])
     """
     values = _flatten(data)
     _check_count(name, shape, len(values))
-    dtype = np.dtype(DTYPES[datatype])
+    dtype = _array_dtype(datatype)
     allowed = _JSON_TYPES.get(dtype.kind, frozenset({int}))
     if not set(map(type, values)) <= allowed:
         wrong = next(value for value in values if type(value) not in allowed)
@@ -51,6 +54,8 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any])
     try:
         with np.errstate(over="ignore"):
             array = np.array(values, dtype=dtype)
+            if datatype == "BF16":
+                array = from_bfloat16(to_bfloat16(array))
         if dtype.kind == "f" and not np.isfinite(array).all():
             raise OverflowError
         return array.reshape(shape)
@@ -70,6 +75,11 @@ def from_bytes(name: str, datatype: str, shape: tuple[int, ...], data: memoryvie
         texts = _read_texts(name, data)
         _check_count(name, shape, len(texts))
         flat: Any = np.array(texts, dtype=object)
+    elif datatype == "BF16":
+        if len(data) % 2:
+            raise InvalidRequestError(f"input '{name}' has {len(data)} bytes, which are no whole BF16s")
+        _check_count(name, shape, len(data) // 2)
+        flat = from_bfloat16(np.frombuffer(data, "<u2"))
     else:
         dtype = np.dtype(DTYPES[datatype]).newbyteorder("<")
         if len(data) % dtype.itemsize:
@@ -85,8 +95,10 @@ def from_bytes(name: str, datatype: str, shape: tuple[int, ...], data: memoryvie
         raise InvalidRequestError(f"input '{name}' has the impossible shape {list(shape)}") from error
 
 
-def to_bytes(array: Any) -> bytes:
+def to_bytes(array: Any, datatype: str) -> bytes:
     """The binary tensor extension's bytes."""
+    if datatype == "BF16":
+        return bytes(to_bfloat16(array).astype("<u2").tobytes())
     if array.dtype.kind in "OU":
         encoded = [str(text).encode() for text in array.ravel()]
         return b"".join(_LENGTH.pack(len(text)) + text for text in encoded)
@@ -107,6 +119,10 @@ def to_json(name: str, array: Any) -> list[Any]:
         )
     values: list[Any] = array.ravel().tolist()
     return values
+
+
+def _array_dtype(datatype: str) -> Any:
+    return np.dtype("float32" if datatype == "BF16" else DTYPES[datatype])
 
 
 def _flatten(data: list[Any]) -> list[Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mecroute.errors import InvalidRequestError
 from mecroute_server.body import parse_json_object
-from mecroute_server.kserve.datatypes import DTYPES, from_bytes, from_json
+from mecroute_server.kserve.datatypes import DTYPES, NAMES, from_bytes, from_json
+
+if TYPE_CHECKING:
+    from mecroute.engines.onnx.model import TensorSpec
 
 _MAX_DIMENSIONS = 32
 #: What would change the answer and is not done here: refused by name rather than ignored.
@@ -30,12 +33,14 @@ class InferRequest:
     Attributes:
         id: the caller's own id of the request, sent back.
         inputs: an array per input.
+        datatypes: the datatype that was stated for each.
         outputs: names of the outputs wanted; None for all.
         binary: whether each output is wanted as binary data, by name; `default_binary` for the others.
     """
 
     id: str | None
     inputs: dict[str, Any]
+    datatypes: dict[str, str]
     outputs: tuple[str, ...] | None
     binary: Mapping[str, bool]
     default_binary: bool
@@ -66,11 +71,13 @@ def parse_infer(body: bytes, header_length: str | None) -> InferRequest:
     if given_id is not None and not isinstance(given_id, str):
         raise InvalidRequestError("'id' must be a string")
     inputs: dict[str, Any] = {}
+    datatypes: dict[str, str] = {}
     for entry in _objects(head, "inputs"):
         name = _name(entry, "input")
         if name in inputs:
             raise InvalidRequestError(f"input '{name}' is there twice")
         inputs[name], rest = _read_input(name, entry, rest)
+        datatypes[name] = entry["datatype"]
     if not inputs:
         raise InvalidRequestError("'inputs' is missing: which tensors are given?")
     if len(rest):
@@ -81,7 +88,21 @@ def parse_infer(body: bytes, header_length: str | None) -> InferRequest:
         name = _name(entry, "output")
         wanted = _flag(_parameters(entry, f"output '{name}'"), "binary_data")
         binary[name] = default_binary if wanted is None else wanted
-    return InferRequest(given_id, inputs, tuple(binary) or None, binary, default_binary)
+    return InferRequest(given_id, inputs, datatypes, tuple(binary) or None, binary, default_binary)
+
+
+def check_datatypes(asked: InferRequest, specs: Sequence[TensorSpec]) -> None:
+    """Tell BF16 and FP32 apart, whose arrays are of the same type.
+
+    Raises:
+        InvalidRequestError: the model takes the other one.
+    """
+    for spec in specs:
+        given, wanted = asked.datatypes.get(spec.name), NAMES[spec.dtype]
+        if {given, wanted} == {"BF16", "FP32"}:
+            raise InvalidRequestError(
+                f"input '{spec.name}' is {given}, and the model takes {wanted}", hint=f"send it as {wanted}"
+            )
 
 
 def _read_input(name: str, entry: dict[str, Any], rest: memoryview) -> tuple[Any, memoryview]:

@@ -78,17 +78,8 @@ async def model_state(ref: str, node: CurrentNode) -> JSONResponse:
 
 @router.post("/models/{ref:path}/load")
 async def load(ref: str, node: CurrentNode) -> JSONResponse:
-    """Bring a model into memory: 202 at once, and its state tells the rest.
-
-    One of the registry is deployed without asking for a digest, which pulls nothing when it is on the node.
-    """
-    slot = node.pool.slot(ref)
-    if slot is None or slot.file is None:
-        slot = await node.deployer.deploy(ref)
-    elif slot.loaded is None and slot.state != "loading":
-        slot.begin("loading", "waiting for its turn")
-        node.pool.spawn(node.pool.load(slot))
-    return JSONResponse(node.describe_model(slot), status_code=202)
+    """Bring a model into memory: 202 at once, and its state tells the rest."""
+    return JSONResponse(node.describe_model(await node.begin_load(ref)), status_code=202)
 
 
 @router.post("/models/{ref:path}/unload")

@@ -10,23 +10,27 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 
+from mecroute.engines.onnx.engine import OnnxEngine
 from mecroute.errors import InvalidRequestError, MecrouteError, ModelNotFoundError
 from mecroute_registry._version import __version__
 from mecroute_server.body import read_body
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
 from mecroute_server.errors import error_response
-from mecroute_server.kserve import encode_answer, model_metadata, parse_infer
+from mecroute_server.kserve import check_datatypes, encode_answer, model_metadata, parse_infer
+from mecroute_server.kserve.datatypes import NAMES
+from mecroute_server.kserve.description import model_config, model_statistics
 from mecroute_server.node import Node
 from mecroute_server.routes.node import CurrentNode
 from mecroute_server.slot import ModelSlot
 
 #: Reading and writing more than this takes long enough to hold up other requests' tokens.
 _LARGE_BYTES = 65_536
+_EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
 #: The version of a model that is served from a file, which states none.
 _FILE_VERSION = "1"
 
 
-class _ProtocolRoute(APIRoute):
+class ProtocolRoute(APIRoute):
     """Answers errors in the protocol's shape, `{"error": "text"}`, with the status and headers of ours."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -36,6 +40,7 @@ class _ProtocolRoute(APIRoute):
             try:
                 return await answer(request)
             except MecrouteError as error:
+                request.state.refused = error.code
                 headers = dict(error_response(error).headers)
                 for name in ("content-length", "content-type"):
                     headers.pop(name, None)
@@ -46,13 +51,13 @@ class _ProtocolRoute(APIRoute):
 
 #: A name may hold slashes, so of two paths the one with the version is looked at first: decorators are
 #: applied from below.
-router = APIRouter(prefix="/v2", route_class=_ProtocolRoute)
+router = APIRouter(prefix="/v2", route_class=ProtocolRoute)
 
 
 @router.get("")
 async def server_metadata() -> JSONResponse:
     """What this server is, and which extensions it has."""
-    return JSONResponse({"name": "mecroute", "version": __version__, "extensions": ["binary_tensor_data"]})
+    return JSONResponse({"name": "mecroute", "version": __version__, "extensions": _EXTENSIONS})
 
 
 @router.get("/health/live")
@@ -92,7 +97,9 @@ async def infer(request: Request, node: CurrentNode, name: str, version: str | N
         asked = parse_infer(body, header_length)
     lease = await node.pool.acquire_onnx(_ref(node, name, version))
     request.state.model = lease.ref
+    datatypes = {spec.name: NAMES[spec.dtype] for spec in lease.engine.outputs}
     try:
+        check_datatypes(asked, lease.engine.inputs)
         future = lease.engine.submit(asked.inputs, asked.outputs)
         outputs = await unless_caller_leaves(request, asyncio.wrap_future(future))
     except CallerLeftError:
@@ -100,10 +107,41 @@ async def infer(request: Request, node: CurrentNode, name: str, version: str | N
         return Response(status_code=499)  # nobody reads it; it tells the metrics
     finally:
         lease.release()
-    model, its_version = _name_and_version(lease.ref)
+    model, its_version = name_and_version(lease.ref)
     if sum(array.nbytes for array in outputs.values()) > _LARGE_BYTES:
-        return await asyncio.to_thread(encode_answer, asked, outputs, model=model, version=its_version)
-    return encode_answer(asked, outputs, model=model, version=its_version)
+        return await asyncio.to_thread(
+            encode_answer, asked, outputs, datatypes, model=model, version=its_version
+        )
+    return encode_answer(asked, outputs, datatypes, model=model, version=its_version)
+
+
+@router.get("/models/{name:path}/config")
+@router.get("/models/{name:path}/versions/{version}/config")
+async def config(node: CurrentNode, name: str, version: str | None = None) -> JSONResponse:
+    """The model's configuration, in Triton's words."""
+    lease = await node.pool.acquire_onnx(_ref(node, name, version))
+    try:
+        return JSONResponse(model_config(name_and_version(lease.ref)[0], lease.engine))
+    finally:
+        lease.release()
+
+
+@router.get("/models/{name:path}/stats")
+@router.get("/models/{name:path}/versions/{version}/stats")
+async def statistics(node: CurrentNode, name: str, version: str | None = None) -> JSONResponse:
+    """What the model has computed since it was loaded, and how long that took."""
+    slot = await node.pool.wanted(_ref(node, name, version))
+    if not slot.is_onnx:
+        raise InvalidRequestError(
+            f"'{slot.ref}' is a GGUF model, which computes no tensors", hint="GET /metrics counts its tokens"
+        )
+    return JSONResponse({"model_stats": [_statistics_of(slot)]})
+
+
+@router.get("/models/stats")
+async def all_statistics(node: CurrentNode) -> JSONResponse:
+    """The same of every ONNX model."""
+    return JSONResponse({"model_stats": [_statistics_of(slot) for slot in node.pool.slots() if slot.is_onnx]})
 
 
 @router.get("/models/{name:path}")
@@ -112,8 +150,8 @@ async def metadata(node: CurrentNode, name: str, version: str | None = None) -> 
     """The model's versions, inputs and outputs."""
     lease = await node.pool.acquire_onnx(_ref(node, name, version))
     try:
-        model, its_version = _name_and_version(lease.ref)
-        versions = [_name_and_version(slot.ref)[1] for slot in _versions(node, model)]
+        model, its_version = name_and_version(lease.ref)
+        versions = [name_and_version(slot.ref)[1] for slot in _versions(node, model)]
         return JSONResponse(
             model_metadata(model, versions or [its_version], lease.engine.inputs, lease.engine.outputs)
         )
@@ -121,11 +159,18 @@ async def metadata(node: CurrentNode, name: str, version: str | None = None) -> 
         lease.release()
 
 
+def _statistics_of(slot: ModelSlot) -> dict[str, Any]:
+    engine = slot.loaded.engine if slot.loaded is not None else None
+    stats = engine.stats() if isinstance(engine, OnnxEngine) else None
+    return model_statistics(*name_and_version(slot.ref), stats)
+
+
 def _versions(node: Node, name: str) -> list[ModelSlot]:
-    return [slot for slot in node.pool.ready() if _name_and_version(slot.ref)[0] == name]
+    return [slot for slot in node.pool.ready() if name_and_version(slot.ref)[0] == name]
 
 
-def _name_and_version(ref: str) -> tuple[str, str]:
+def name_and_version(ref: str) -> tuple[str, str]:
+    """A reference in the protocol's terms; a model that is served from a file has version 1."""
     name, _, version = ref.partition(":")
     return name, version or _FILE_VERSION
 

@@ -27,6 +27,7 @@ class ModelReport(BaseModel):
         digest: the registry digest; None for a model served straight from a file.
         detail: why it failed, or what it is doing; None when there is nothing to say.
         context_length, parallel, threads: None while the model is not loaded.
+        providers: ONNX Runtime's execution providers that an ONNX model runs on, in their order.
         accuracy: 0..1, as registered; None where unknown.
         pinned: whether it stays in memory whatever else is asked for.
         on_demand: whether a request brings it into memory, where it is not; takes about `load_s` seconds.
@@ -50,6 +51,7 @@ class ModelReport(BaseModel):
     context_length: int | None = Field(default=None, ge=1)
     parallel: int | None = Field(default=None, ge=1)
     threads: int | None = Field(default=None, ge=1)
+    providers: tuple[str, ...] = ()
     running: int = Field(default=0, ge=0)
     queued: int = Field(default=0, ge=0)
     kv_used_tokens: int = Field(default=0, ge=0)

@@ -38,7 +38,9 @@ def _make_inputs(model: OnnxModel, rows: int, free_dim: int, seed: int) -> dict[
         values = rng.integers(0, 2, shape) if shape else np.asarray(1)
         if "mask" in spec.name:
             values = np.ones_like(values)
-        made[spec.name] = values.astype(str).astype(object) if spec.is_text else values.astype(spec.dtype)
+        made[spec.name] = (
+            values.astype(str).astype(object) if spec.is_text else values.astype(spec.array_dtype)
+        )
     return made
 
 

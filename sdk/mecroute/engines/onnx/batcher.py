@@ -34,6 +34,11 @@ class OnnxStats:
         running: requests of the batch that is being computed.
         queued: requests that wait.
         batches_total, requests_total, rows_total: computed since the start.
+        failed_total: of these requests, those whose input could not be computed.
+        queue_s_total, compute_s_total: seconds that these requests waited, and were computed.
+        success_s_total, fail_s_total: seconds from submission to the answer, of those that were answered and
+            of those that failed.
+        last_run_at: wall clock of the last run; None before the first.
         retry_after_s: when a request refused now is worth repeating; 0 if it would be accepted.
         kv_used_tokens, kv_total_tokens, prefill_tokens_per_s, decode_tokens_per_s: what a generative engine
             reports; a tensor model has no tokens.
@@ -45,6 +50,12 @@ class OnnxStats:
     requests_total: int
     rows_total: int
     retry_after_s: float
+    failed_total: int = 0
+    queue_s_total: float = 0.0
+    compute_s_total: float = 0.0
+    success_s_total: float = 0.0
+    fail_s_total: float = 0.0
+    last_run_at: float | None = None
     kv_used_tokens: int = 0
     kv_total_tokens: int = 0
     prefill_tokens_per_s: float | None = None
@@ -59,6 +70,7 @@ class _Waiting:
     #: Requests with the same key can be run together; None: only alone.
     key: object
     since: float
+    failed: bool = False
     future: Future[Outputs] = field(default_factory=Future)
 
 
@@ -109,7 +121,9 @@ class Batcher:
         self._rate = Rate()
         #: Seconds that a row takes in a lane; None while that is not measured.
         self._row_s: float | None = None
-        self._batches_total = self._requests_total = self._rows_total = 0
+        self._batches_total = self._requests_total = self._rows_total = self._failed_total = 0
+        self._queue_s = self._compute_s = self._success_s = self._fail_s = 0.0
+        self._last_run_at: float | None = None
         self._threads = [
             threading.Thread(target=self._run, name=f"mecroute-onnx-{name}-{lane}", daemon=True)
             for lane in range(lanes)
@@ -158,6 +172,12 @@ class Batcher:
                 requests_total=self._requests_total,
                 rows_total=self._rows_total,
                 retry_after_s=self._retry_after_s() if full else 0.0,
+                failed_total=self._failed_total,
+                queue_s_total=self._queue_s,
+                compute_s_total=self._compute_s,
+                success_s_total=self._success_s,
+                fail_s_total=self._fail_s,
+                last_run_at=self._last_run_at,
             )
 
     def close(self) -> None:
@@ -197,14 +217,28 @@ class Batcher:
                 self._compute(batch, narrow=narrow)
             finally:
                 with self._changed:
+                    ended = time.monotonic()
                     if narrow:
-                        self._measure(sum(waiting.rows for waiting in batch), time.monotonic() - started)
+                        self._measure(sum(waiting.rows for waiting in batch), ended - started)
                     self._running -= len(batch)
                     self._free_lanes += 1
-                    self._batches_total += 1
-                    self._requests_total += len(batch)
-                    self._rows_total += sum(waiting.rows for waiting in batch)
-                    self._rate.add(len(batch), time.monotonic() - started)
+                    self._rate.add(len(batch), ended - started)
+                    self._count(batch, started, ended)
+
+    def _count(self, batch: Sequence[_Waiting], started: float, ended: float) -> None:
+        """Add up what a batch took; the lock is held."""
+        self._batches_total += 1
+        self._requests_total += len(batch)
+        self._rows_total += sum(waiting.rows for waiting in batch)
+        self._last_run_at = time.time()
+        for waiting in batch:
+            self._queue_s += started - waiting.since
+            self._compute_s += ended - started
+            if waiting.failed:
+                self._failed_total += 1
+                self._fail_s += ended - waiting.since
+            else:
+                self._success_s += ended - waiting.since
 
     def _take(self) -> list[_Waiting] | None:
         """The next batch, once it is due; None when closed. The lock is held."""
@@ -264,6 +298,7 @@ class Batcher:
                     model=self._name,
                 )
                 failure.__cause__ = error
+                waiting.failed = True
                 waiting.future.set_exception(failure)
 
     def _run_together(self, batch: Sequence[_Waiting], *, narrow: bool) -> list[Outputs] | None:

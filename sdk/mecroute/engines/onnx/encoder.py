@@ -127,7 +127,7 @@ class TextEncoder:
 
 def _embedding_output(engine: OnnxEngine) -> str:
     """The output that holds the embeddings: one vector per text where there is one, else one per token."""
-    floats = [spec for spec in engine.outputs if spec.dtype.startswith("float")]
+    floats = [spec for spec in engine.outputs if spec.array_dtype.startswith("float")]
     for name, rank in (("sentence_embedding", 2), ("last_hidden_state", 3), ("token_embeddings", 3)):
         if any(spec.name == name and len(spec.shape) == rank for spec in floats):
             return name

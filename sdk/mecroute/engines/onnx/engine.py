@@ -97,6 +97,8 @@ class OnnxEngine:
                 f"{path} cannot be loaded: {str(error)[:500]}", hint="export the model again"
             ) from error
         self._free_dim = trial.free_dim
+        #: How long a request may wait for others to join it.
+        self.max_delay_ms = max_delay_ms
         #: Whether requests are run together.
         self.batches = trial.rows_independent and max_batch > 1
         #: Rows run together at most.
@@ -178,7 +180,9 @@ class OnnxEngine:
             shape = [self._free_dim if dim is None else dim for dim in spec.shape]
             if shape and spec.shape[0] is None:
                 shape[0] = 1
-            inputs[spec.name] = np.full(shape, "0", object) if spec.is_text else np.ones(shape, spec.dtype)
+            inputs[spec.name] = (
+                np.full(shape, "0", object) if spec.is_text else np.ones(shape, spec.array_dtype)
+            )
         self._model.run(inputs)
 
     def close(self) -> None:

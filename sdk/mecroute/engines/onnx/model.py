@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mecroute.engines.onnx.bfloat16 import run_bfloat16
 from mecroute.engines.onnx.native import open_session
 from mecroute.errors import InvalidRequestError
 
@@ -24,6 +25,7 @@ _DTYPES = {
     "tensor(float16)": "float16",
     "tensor(float)": "float32",
     "tensor(double)": "float64",
+    "tensor(bfloat16)": "bfloat16",
     "tensor(string)": "object",
 }
 
@@ -38,7 +40,7 @@ class TensorSpec:
 
     Attributes:
         name: its name in the graph.
-        dtype: numpy's name of its element type; `object` for text.
+        dtype: numpy's name of its element type; `object` for text, and `bfloat16`, which numpy does not have.
         shape: each dimension's size; None where the model leaves it open.
         symbols: the name the model gives each open dimension; None for the others and where it gives none.
     """
@@ -47,6 +49,11 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | None, ...]
     symbols: tuple[str | None, ...]
+
+    @property
+    def array_dtype(self) -> str:
+        """The type of the arrays it is given and gives: values of `bfloat16` are held as float32."""
+        return "float32" if self.dtype == "bfloat16" else self.dtype
 
     @property
     def is_text(self) -> bool:
@@ -80,6 +87,9 @@ class OnnxModel:
         #: The providers that are really in use.
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self._by_name = {spec.name: spec for spec in self.inputs}
+        self._bfloat16 = frozenset(
+            spec.name for spec in (*self.inputs, *self.outputs) if spec.dtype == "bfloat16"
+        )
 
     @property
     def has_row_axis(self) -> bool:
@@ -105,7 +115,7 @@ class OnnxModel:
             spec = self._by_name.get(name)
             if spec is None:
                 raise InvalidRequestError(f"the model has no input '{name}'", hint=self._signature())
-            if array.dtype != spec.dtype:
+            if array.dtype != spec.array_dtype:
                 raise InvalidRequestError(
                     f"input '{name}' is {_type_name(str(array.dtype))}, not {_type_name(spec.dtype)}",
                     hint=self._signature(),
@@ -136,6 +146,8 @@ class OnnxModel:
         """
         names = list(outputs) if outputs else [spec.name for spec in self.outputs]
         session = self._narrow if narrow else self._session
+        if self._bfloat16:
+            return run_bfloat16(session, names, inputs, self._bfloat16)
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     def _signature(self) -> str:

@@ -73,7 +73,7 @@ class TextInputs:
                 f"{engine.name} is no text encoder: it has the input '{unknown[0]}'",
                 hint=f"serve it without {tokenizer.name} beside it",
             )
-        self._dtypes = {name: spec.dtype for name, spec in specs.items()}
+        self._dtypes = {name: spec.array_dtype for name, spec in specs.items()}
         self._tokenizer = _load_tokenizer(tokenizer)
         self.max_tokens = _max_tokens(tokenizer.parent)
 
