@@ -13,6 +13,7 @@ from mecroute_cli.help import examples
 from mecroute_cli.session import session_of
 
 if TYPE_CHECKING:
+    from mecroute.config import NodeConfig
     from mecroute.nodes.report import ModelReport
     from mecroute_cli.node_api import NodeApi
     from mecroute_cli.output import Output
@@ -41,17 +42,27 @@ def deploy(
     known = locate(session.registry(), ref)
     with NodeApi(node) as api:
         model = follow(api, session.output, known[0], known[1], timeout_s=timeout)
+    shown = {
+        "deployed": f"{model.ref} on {node.name}",
+        "digest": f"{model.digest} (verified)" if model.digest else formats.MISSING,
+        "for": ", ".join(model.tasks),
+    }
+    if model.context_length is not None:
+        shown["context"] = f"{model.context_length} tokens, {model.parallel} at once"
+    if model.decode_tokens_per_s is not None:
+        shown["decode"] = f"{formats.rate(model.decode_tokens_per_s)} tok/s"
     session.output.dict(
-        "deployed",
-        {"node": node.name, "url": node.url, **model.model_dump(mode="json")},
-        {
-            "deployed": f"{model.ref} on {node.name}",
-            "digest": f"{model.digest} (verified)" if model.digest else formats.MISSING,
-            "context": f"{formats.text(model.context_length)} tokens, {model.parallel} at once",
-            "decode": f"{formats.rate(model.decode_tokens_per_s)} tok/s",
-        },
+        "deployed", {"node": node.name, "url": node.url, **model.model_dump(mode="json")}, shown
     )
-    session.output.hint(f'mecroute chat "Hello" --model mec/{model.ref}')
+    session.output.hint(_how_to_ask(node, model))
+
+
+def _how_to_ask(node: NodeConfig, model: ModelReport) -> str:
+    if "chat" in model.tasks:
+        return f'mecroute chat "Hello" --model mec/{model.ref}'
+    paths = {"embed": "v1/embeddings", "classify": "v1/classify", "rerank": "v1/rerank"}
+    path = next((paths[task] for task in model.tasks if task in paths), f"v2/models/{model.ref}/infer")
+    return f"POST {node.url.rstrip('/')}/{path} asks it"
 
 
 def locate(registry: Registry, ref: str) -> tuple[str, str | None]:
