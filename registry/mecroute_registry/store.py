@@ -14,6 +14,7 @@ from mecroute_registry.errors import (
     ArtifactError,
     ArtifactExistsError,
     DigestMismatchError,
+    InvalidModelFileError,
     ModelNotFoundError,
 )
 from mecroute_registry.facts import Evaluation, ModelFacts, ModelFile, ModelVersion, Profile
@@ -154,9 +155,18 @@ class Registry:
             ModelNotFoundError: a file is not in the registry.
             DigestMismatchError: the bytes of one are damaged.
             ArtifactError: the folder of a model with companions cannot be written.
+            InvalidModelFileError: an ONNX model without companions keeps tensors in other files.
         """
         blobs = [self.blob(model, file) for file in model.files]
-        return unpack(self.layout, model) if model.companions else blobs[0]
+        if model.companions:
+            return unpack(self.layout, model)
+        # Beside this blob lie those of all other models, which must not be read as its tensors.
+        if model.format == "onnx" and (others := read_onnx(blobs[0]).external_files):
+            raise InvalidModelFileError(
+                f"{model.ref} keeps tensors in '{others[0]}', which is none of its files",
+                hint="register it with the files beside it, under another version",
+            )
+        return blobs[0]
 
     def blob(self, model: ModelVersion, file: ModelFile) -> Path:
         """Return where the bytes of one file of a model lie, verified as for `path`; raises as it does."""

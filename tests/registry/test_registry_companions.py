@@ -19,6 +19,7 @@ from mecroute_registry import (
     Registry,
     RemoteStoreError,
     Task,
+    sha256_file,
 )
 from mecroute_registry.manifest import describe_model, is_model, read_model
 from mecroute_registry.oci import Manifest
@@ -207,6 +208,20 @@ def test_a_manifest_cannot_name_files_elsewhere(registry: Registry, model: Model
     with pytest.raises(ArtifactError, match="is damaged"):
         read_model(entry, hostile, "the manifest")
     assert read_model(entry, manifest, "the manifest") == model
+
+
+def test_a_model_cannot_take_tensors_from_another(registry: Registry, tmp_path: Path) -> None:
+    """A manifest that leaves its companions out: beside its file lie the blobs of all models."""
+    victim = registry.register(write_classifier(tmp_path / "c.onnx"), FACTS)
+    name = victim.file_digest.removeprefix("sha256:")
+    thief = write_encoder(tmp_path / "thief", external=name) / "model.onnx"
+    digest = sha256_file(thief)
+    artifact = describe_model(FACTS.model_copy(update={"name": "thief"}), digest, thief.stat().st_size)
+    with registry.layout.locked():
+        registry.layout.put_file(digest, thief)
+        registry.layout.commit((artifact.entry,), artifact.blobs)
+    with pytest.raises(InvalidModelFileError, match="none of its files"):
+        registry.path(registry.get("thief"))
 
 
 def test_what_was_registered_before_has_the_digest_it_had() -> None:
