@@ -99,16 +99,23 @@ class Edge:
         state["request_id"] = request_id
         dialect = dialect_of(scope["path"], headers)
         status = 0
-        streams_events = False
+        streams_events = recorded = False
         caller: ApiKey | None = None
         span: RequestSpan | None = None
         if self._tracing is not None and scope["path"] not in OPEN_PATHS:
             state["span"] = span = self._tracing.begin(scope["method"], headers, request_id)
 
+        def record() -> None:
+            nonlocal recorded
+            if self._audit is not None and caller is not None and not recorded:
+                recorded = True
+                self._audit.record(scope, caller, status=status or 499, code=state.get("refused"))
+
         async def send_with_headers(message: Message) -> None:
             nonlocal status, streams_events
             if message["type"] == "http.response.start":
                 status = message["status"]
+                record()  # before the caller can know of it
                 answer = MutableHeaders(scope=message)
                 streams_events = answer.get("content-type", "").startswith("text/event-stream")
                 answer["x-request-id"] = request_id
@@ -166,8 +173,7 @@ class Edge:
                 )
                 await error_response(failure, dialect)(scope, receive, send_with_headers)
         finally:
-            if self._audit is not None and caller is not None:
-                self._audit.record(scope, caller, status=status or 499, code=state.get("refused"))
+            record()
             route = getattr(scope.get("route"), "path", "unmatched")
             model = state.get("model", "")
             if span is not None:

@@ -185,6 +185,27 @@ def test_a_client_that_does_not_read_is_cut_off(server: NodeServer) -> None:
         assert everything(connection).count(b"HTTP/1.1 200") < 5000
 
 
+def test_a_stream_that_nobody_reads_is_ended_and_its_sequence_freed(endless: Path, tmp_path: Path) -> None:
+    settings = ServerSettings(
+        port=0, registry_root=tmp_path, model_files=(endless,), context=65536, parallel=1, threads=1,
+        write_timeout_s=0.5,
+    )  # fmt: skip
+    # So much a token that no buffer between the two holds it all for long.
+    more = {"stream": True, "logprobs": True, "top_logprobs": 20, "max_tokens": 60_000}
+    ask = {"model": "endless", "messages": [{"role": "user", "content": "x"}], "temperature": 0, **more}
+    with running_node(settings) as server, connect(server, receive_buffer=4096) as connection:
+        slot = server.node.pool.find("endless")
+        assert slot.loaded is not None
+        stats = slot.loaded.engine.stats
+        connection.sendall(post("/v1/chat/completions", json.dumps(ask).encode()))
+        wait_until(lambda: stats().running == 1)
+        wait_until(lambda: stats().running == 0)
+        wait_until(lambda: slot.loaded is not None and slot.loaded.in_flight == 0)
+        assert b"[DONE]" not in everything(connection)
+        short = httpx.post(f"{server.url}/v1/completions", json={**ASK, "max_tokens": 3}, timeout=30)
+        assert short.status_code == 200
+
+
 def test_connections_are_bounded(server: NodeServer) -> None:
     with ExitStack() as stack:
         wait_until(lambda: not server._server.guard.open)

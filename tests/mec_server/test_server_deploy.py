@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from mecroute_registry.store import Registry
 from mecroute_server.run import NodeServer
 from mecroute_server.settings import ServerSettings
 from support.s3 import S3Server, s3_server
-from support.server import SAYS, running_node
+from support.server import SAYS, running_node, server_process
+from support.tcp_proxy import FaultyProxy
 from support.tiny_encoder import WORDS, embedding, word_logits, write_encoder, write_text_classifier
 from support.tiny_gguf import write_tiny_gguf
 
@@ -323,6 +324,52 @@ def test_a_cancelled_pull_resumes(setup: Setup) -> None:
             assert "cancelled" in answers[0]["detail"]
             assert other.deploy("m:v1", setup.v1.digest)["state"] == "ready"
             assert other.says("m") == SAYS
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        pytest.param((0.05, 0.5, 1.0), id="some"),
+        pytest.param(tuple(n / 8 for n in range(1, 17)), id="many", marks=pytest.mark.slow),
+    ],
+)
+def test_kill_9_within_a_deployment_loses_nothing(
+    stocked: tuple[S3Server, Path, list[ModelVersion]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moments: tuple[float, ...],
+) -> None:
+    """Whenever it is killed, while pulling, verifying, registering, writing down or loading: the registry is
+    whole, the model is in it or it is not, and the next deployment brings it."""
+    s3, _, (v1, _) = stocked
+    for name, value in s3.environment().items():
+        monkeypatch.setenv(name, value)
+    root = tmp_path / "node"
+    with closing(FaultyProxy(urlsplit(s3.endpoint_url).port or 0)) as proxy:
+        proxy.slow_down(v1.size_bytes / 0.6)
+        store = {"store_uri": STORE, "store_endpoint_url": proxy.url, "parallel": 2}
+        for moment in moments:
+            with server_process(root, **store) as (process, url):
+                httpx.post(f"{url}/admin/models", json={"ref": "m:v1"}, timeout=30).raise_for_status()
+                time.sleep(moment)
+                process.kill()
+                process.wait(30)
+            there = Registry(root).list()
+            assert [model.ref for model in there] in ([], ["m:v1"])
+            for model in there:
+                Registry(root).verify(model)
+        proxy.heal()
+        with server_process(root, **store) as (_, url), httpx.Client(base_url=url, timeout=60) as http:
+            http.post("/admin/models", json={"ref": "m:v1", "digest": v1.digest}).raise_for_status()
+            deadline = time.monotonic() + 60
+            while http.get("/admin/models/m:v1").json()["state"] != "ready":
+                assert time.monotonic() < deadline, http.get("/admin/models/m:v1").json()
+                time.sleep(0.05)
+            ask = {"model": "m", "prompt": "x", "temperature": 0, "max_tokens": len(SAYS)}
+            assert http.post("/v1/completions", json=ask).json()["choices"][0]["text"] == SAYS
+    # What was begun and given up is gone; what was put down beside its place for a moment is named so.
+    left = {path.name for path in (root / "blobs" / "sha256").iterdir() if path.name.startswith(".partial-")}
+    assert left == set()
 
 
 class Gate:

@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,49 +18,7 @@ from mecroute_registry.facts import ModelFacts
 from mecroute_registry.store import Registry
 from mecroute_server.run import NodeServer, listen
 from mecroute_server.settings import ServerSettings
-from support.process import child_environment
-from support.server import SAYS, running_node, running_server
-
-PROGRAM = """
-import sys, json
-from pathlib import Path
-from mecroute_server import ServerSettings, serve
-given = json.loads(sys.argv[1])
-given["model_files"] = tuple(Path(path) for path in given["model_files"])
-given["registry_root"] = Path(given["registry_root"])
-serve(ServerSettings(**given))
-"""
-
-
-@contextmanager
-def server_process(
-    tmp_path: Path, *models: Path, **more: object
-) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`serve` in a process of its own, with its URL."""
-    settings = {
-        "port": 0,
-        "registry_root": str(tmp_path),
-        "model_files": [str(path) for path in models],
-        "context": 32768,
-        "parallel": 1,
-        "threads": 1,
-        **more,
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, json.dumps(settings)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=child_environment(),
-    )
-    try:
-        assert process.stderr
-        line = process.stderr.readline()
-        assert "is ready on http://127.0.0.1:" in line, line + process.stderr.read()
-        yield process, line.split(" is ready on ")[1].split()[0]
-    finally:
-        process.kill()
-        process.communicate()
+from support.server import SAYS, running_node, running_server, server_process
 
 
 def test_what_is_deployed_and_pinned_survives_a_kill(tiny: Path, tmp_path: Path) -> None:

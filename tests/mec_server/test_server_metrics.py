@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import httpx
@@ -10,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mecroute.engines.llama.gaps import GAP_BOUNDS_S, GapHistogram
 from mecroute_server.settings import ServerSettings
+from support.process import ROOT
 from support.server import SAYS, running_node
 
 ASK = {
@@ -77,6 +79,42 @@ def test_a_full_node_shows_its_occupancy_its_queue_and_its_refusals(endless: Pat
     assert told["mecroute_running_requests", "endless"] == 1
     assert told["mecroute_refused_requests_total", "overloaded"] == 1
     assert told["mecroute_refused_requests_total", "deadline_exceeded"] == 1
+
+
+#: What an operator was promised: each of these, and no more than is said of it in the documentation.
+PROMISED = {
+    "queued_requests",
+    "running_requests",
+    "batch_occupancy_ratio",
+    "ttft_seconds",
+    "inter_token_seconds",
+    "prompt_tokens",
+    "completion_tokens",
+    "prefix_hit_rate",
+    "kv_used_tokens",
+    "kv_total_tokens",
+    "model_loads",
+    "model_evictions",
+    "refused_requests",
+}
+
+
+def test_every_metric_is_there_and_documented(http: httpx.Client) -> None:
+    assert http.post("/v1/chat/completions", json=ASK).status_code == 200
+    families = {
+        family.name.removeprefix("mecroute_")
+        for family in text_string_to_metric_families(http.get("/metrics").text)
+        if not family.name.endswith("_created")
+    }
+    assert families >= PROMISED
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"[a-z]+_[a-z_]+", text))
+    missing = {
+        name
+        for name in families
+        if not {name, f"{name}_total", f"mecroute_{name}", f"mecroute_{name}_total"} & named
+    }
+    assert not missing
 
 
 @pytest.mark.parametrize(

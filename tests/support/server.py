@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from mecroute.errors import MecrouteError
 from mecroute_server.run import NodeServer
 from mecroute_server.settings import ServerSettings
+from support.process import child_environment
 
 #: For `write_tiny_gguf(says=...)`: what a test's model repeats for ever at temperature 0. None of its
 #: letters is in that model's vocabulary but as a byte, so a prompt that ends with some of it is continued.
@@ -31,7 +36,7 @@ def running_node(settings: ServerSettings, *, wait: bool = True) -> Iterator[Nod
         thread.start()
         try:
             if wait:
-                server.wait_ready(60)
+                server.wait_ready(180)
             yield server
         finally:
             server.stop()
@@ -53,3 +58,51 @@ def running_server(settings: ServerSettings) -> Iterator[str]:
     """
     with running_node(settings) as server:
         yield server.url
+
+
+_PROGRAM = """
+import sys, json
+from pathlib import Path
+from mecroute_server import ServerSettings, serve
+given = json.loads(sys.argv[1])
+given["model_files"] = tuple(Path(path) for path in given["model_files"])
+given["registry_root"] = Path(given["registry_root"])
+serve(ServerSettings(**given))
+"""
+
+
+@contextmanager
+def server_process(
+    registry_root: Path, *models: Path, **more: object
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`serve` in a process of its own, with its URL; it is killed when the block ends.
+
+    Args:
+        registry_root: of the node.
+        models: files to serve.
+        more: other settings, as JSON has them.
+    """
+    settings = {
+        "port": 0,
+        "registry_root": str(registry_root),
+        "model_files": [str(path) for path in models],
+        "context": 32768,
+        "parallel": 1,
+        "threads": 1,
+        **more,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, json.dumps(settings)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=child_environment(),
+    )
+    try:
+        assert process.stderr
+        line = process.stderr.readline()
+        assert "is ready on http://127.0.0.1:" in line, line + process.stderr.read()
+        yield process, line.split(" is ready on ")[1].split()[0]
+    finally:
+        process.kill()
+        process.communicate()

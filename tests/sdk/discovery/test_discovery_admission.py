@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from mecroute.config import MdnsSource, NodeConfig
+from mecroute.network.tls import ClientTls
 from mecroute.nodes.discovery.admission import admitted
 from mecroute.nodes.discovery.base import FoundNode
 
@@ -64,3 +67,13 @@ def test_any_name_becomes_a_harmless_one(name: str) -> None:
     found = admitted(source(), node(name=name))
     assert isinstance(found, NodeConfig)
     assert found.name.startswith("lan.")
+
+
+def test_the_source_s_tls_files_are_for_nodes_with_tls() -> None:
+    files = {"tls_cert": Path("client.pem"), "tls_key": Path("client.key"), "tls_ca": Path("ca.pem")}
+    found = admitted(source(**files), node(url="https://edge.example:8443"))
+    assert isinstance(found, NodeConfig)
+    assert found.tls() == ClientTls(*files.values())
+    plain = admitted(source(**files), node(url="http://127.0.0.1:8100"))
+    assert isinstance(plain, NodeConfig)
+    assert plain.tls() is None
