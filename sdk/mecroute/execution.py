@@ -393,11 +393,11 @@ class Execution:
             return errors[0]
         return AllTargetsFailedError(self._attempts)
 
-    def _deadline(self) -> _Deadline:
-        return _Deadline(self.request)
+    def _deadline(self) -> Deadline:
+        return Deadline(self.request)
 
 
-class _Deadline:
+class Deadline:
     """An `asyncio.timeout` up to the request's deadline, raising our own error."""
 
     def __init__(self, request: Request) -> None:

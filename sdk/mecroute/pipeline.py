@@ -22,7 +22,7 @@ from mecroute.errors import MecrouteError, NoEligibleTargetError
 from mecroute.evidence.explore import Explorer
 from mecroute.evidence.shadow import Shadow
 from mecroute.evidence.signals import Answer, answer_of
-from mecroute.execution import Execution
+from mecroute.execution import Deadline, Execution
 from mecroute.outcome import ABANDONED, Outcome, Provenance
 from mecroute.request import Request
 from mecroute.routing.dispatch import Dispatch
@@ -30,8 +30,8 @@ from mecroute.routing.sessions import session_name
 from mecroute.tiers.base import Tier
 from mecroute_registry.facts import Tier as TierName
 
-#: Of the time before a deadline, for reports of nodes that were never heard of.
-_SHARE_FOR_REPORTS = 0.3
+#: Of the time before a deadline, for reports of nodes that were never heard of, and for a similar question.
+_SHARE_FOR_LOOKING = 0.3
 
 
 class Pipeline:
@@ -72,7 +72,7 @@ class Pipeline:
         context = self.context.assess(request)
         left_s = request.remaining_s()
         # Nodes that were never heard of are waited for; of a deadline's time, for no more than a share.
-        await self.resource.refresh(math.inf if left_s is None else left_s * _SHARE_FOR_REPORTS)
+        await self.resource.refresh(math.inf if left_s is None else left_s * _SHARE_FOR_LOOKING)
         device = context.device
         targets = self.resource.targets(device.bandwidth_bytes_per_s, speed_share=device.speed_share)
         if any(t.speed_source == "assumed" and t.target.tier == "device" for t in targets):
@@ -98,10 +98,10 @@ class Pipeline:
             MecrouteError: what `Execution.complete` raises.
         """
         request = self.router.admit(request)
-        remembered = self.cache.lookup(request) or await self.cache.lookup_similar(request)
+        remembered = self.cache.lookup(request) or await self._similar(request)
         if remembered is not None:
             return self._deliver_remembered(request, remembered)
-        decision = await self._explorer.apply(await self.decide(request))
+        decision = await self._decided(request)
         execution = self._execution(request, decision)
         try:
             body = await execution.complete()
@@ -120,7 +120,7 @@ class Pipeline:
         Raises: as `complete`, when the first chunk is asked for or later.
         """
         request = self.router.admit(request)
-        decision = await self._explorer.apply(await self.decide(request))
+        decision = await self._decided(request)
         execution = self._execution(request, decision)
         created = int(time.time())
         usage: Mapping[str, Any] = {}
@@ -159,6 +159,22 @@ class Pipeline:
     async def feedback(self, request_id: str, score: float) -> None:
         """Keep a person's judgement (0..1) of an answer."""
         await asyncio.to_thread(self.monitor.feedback, request_id, score)
+
+    async def _decided(self, request: Request) -> Decision:
+        """The decision, with what exploring makes of it, before the deadline."""
+        async with Deadline(request):
+            return await self._explorer.apply(await self.decide(request))
+
+    async def _similar(self, request: Request) -> Remembered | None:
+        """The remembered answer to a request that means the same, if it is found in a share of the time."""
+        left_s = request.remaining_s()
+        if left_s is None:
+            return await self.cache.lookup_similar(request)
+        try:
+            async with asyncio.timeout(left_s * _SHARE_FOR_LOOKING):
+                return await self.cache.lookup_similar(request)
+        except TimeoutError:
+            return None
 
     def _execution(self, request: Request, decision: Decision) -> Execution:
         if decision.primary is None:

@@ -40,9 +40,9 @@ class Requirements:
         policy: name of the policy that weighs the factors; default: the configured one.
         zone: where the user is. Of equally good targets those in the same zone come first, and a
             conversation is handed over to them when it changes.
-        cache: `off` (neither taken from the cache nor kept there), `private` (within the user) or `shared`
-            (among users). Stating `private` or `shared` asks for it also where the answer is sampled;
-            unstated, only answers that would come out the same again are cached, within the user.
+        cache: `off` (neither taken from the cache nor kept there), `private` (within the user, the app and
+            the API key) or `shared` (among all). Stating `private` or `shared` asks for it also where the
+            answer is sampled; unstated, only answers that would come out the same are cached, privately.
         cascade: whether a nearby answer may be judged and, if it is too poor, asked for elsewhere. True asks
             for that, whatever the policy and the settings say, also for a stream, which is then held back
             until it is judged. Unstated, they say.

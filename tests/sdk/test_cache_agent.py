@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from mecroute.caching.answers import Answers, Remembered
 from mecroute.caching.calibration import Calibration, save_calibration
 from mecroute.caching.disk import AnswerDisk
 from mecroute.caching.keys import cache_key
+from mecroute.caching.similar import SimilarQuestions
 from mecroute.config import CacheConfig, CloudConfig, DeviceConfig, NodeConfig, RegistryConfig, StateConfig
 from mecroute.errors import InvalidRequestError
 from mecroute.request import Request, ingest
@@ -57,6 +59,10 @@ def remember(agent: CacheAgent, request: Request, **facts: Any) -> None:
         (ask(), ask("What is the capital of Spain?"), False),
         (ask(), ask(system="Answer in verse."), False),
         (ask(), ask(max_tokens=5), False),
+        (ask(key="k1"), ask(key="k1"), True),
+        (ask(key="k1"), ask(key="k2"), False),
+        (ask(app="a"), ask(app="b"), False),
+        (ask(key="k1", requirements={"cache": "shared"}), ask(requirements={"cache": "shared"}), True),
         (ask(temperature=0.7), ask(temperature=0.7), False),
         (ask(temperature=None), ask(temperature=None), False),
         (ask(temperature=0.7, requirements={"cache": "private"}), ask(temperature=0.7), False),
@@ -194,6 +200,37 @@ def semantic(first: Request, second: Request, config: CacheConfig | None = None)
     return asyncio.run(run())
 
 
+def test_an_encoder_that_is_slow_to_open_is_opened_once_whoever_stops_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calibrated()
+    opened: list[CacheConfig] = []
+    go = threading.Event()
+
+    def slow(config: CacheConfig) -> SimilarQuestions | None:
+        opened.append(config)
+        assert go.wait(30)
+        return open_similar(config)
+
+    monkeypatch.setattr("mecroute.agents.cache.open_similar", slow)
+
+    async def run() -> Remembered | None:
+        agent = CacheAgent(CacheConfig(semantic=True))
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(agent.lookup_similar(ask()), 0.01)
+        go.set()
+        first = ask()
+        assert await agent.lookup_similar(first) is None
+        remember(agent, first)
+        found = await agent.lookup_similar(ask("what's the capital of france"))
+        agent.close()
+        return found
+
+    assert asyncio.run(run()) is not None
+    assert len(opened) == 1
+
+
 @pytest.mark.parametrize(
     ("first", "second", "hit"),
     [
@@ -206,6 +243,7 @@ def semantic(first: Request, second: Request, config: CacheConfig | None = None)
         (ask('Translate "yes" into German'), ask('Translate "no way" into German'), False),
         (ask(system="Answer in French."), ask("what's the capital of france"), False),
         (ask(user="a"), ask("what's the capital of france", user="b"), False),
+        (ask(key="a"), ask("what's the capital of france", key="b"), False),
         (ask(), ask("what's the capital of france", tools=[{"type": "function"}]), False),
         (ask(), ask("what's the capital of france", temperature=1), False),
         (ask(), ask("what's the capital of france", requirements={"privacy": "device"}), True),

@@ -60,7 +60,7 @@ class CacheAgent:
         self._on_demand = on_demand
         self._answers = Answers(ttl_s=self._config.ttl_s, max_bytes=self._config.max_bytes, clock=clock)
         self._similar: SimilarQuestions | None = None
-        self._semantic_ready = not (self._config.enabled and self._config.semantic)
+        self._opening: asyncio.Future[SimilarQuestions | None] | None = None
         self._pending: OrderedDict[str, Vector] = OrderedDict()
         self._disk: AnswerDisk | None = None
         if self._config.enabled and self._config.persist:
@@ -81,10 +81,10 @@ class CacheAgent:
         """The remembered answer to a request that means the same, or None; needs `[cache] semantic`."""
         if not self._config.semantic or (key := self._key(request)) is None or key.frame is None:
             return None
-        if not self._semantic_ready:
-            self._semantic_ready = True
-            self._similar = await asyncio.to_thread(open_similar, self._config)
-        similar = self._similar
+        if self._opening is None:
+            self._opening = asyncio.ensure_future(asyncio.to_thread(open_similar, self._config))
+        # Opened once, whoever stops waiting for it.
+        similar = self._similar = await asyncio.shield(self._opening)
         if similar is None:
             return None
         vector = await self._embed(similar.embedder, key.text)
@@ -136,6 +136,8 @@ class CacheAgent:
             self._disk.close()
         if self._similar is not None:
             self._similar.embedder.close()
+        elif self._opening is not None:
+            self._opening.add_done_callback(_close_opened)
 
     @staticmethod
     def heat(model: str, targets: Iterable[TargetState], in_store: bool) -> Heat:
@@ -161,6 +163,12 @@ class CacheAgent:
             return (await asyncio.to_thread(embedder.embed, [text]))[0]
         except MecrouteError:
             return None  # too long for the model, or it is busy: then the question is simply answered
+
+
+def _close_opened(opening: asyncio.Future[SimilarQuestions | None]) -> None:
+    """Unload an encoder for which nobody waits any more."""
+    if not opening.cancelled() and opening.exception() is None and (opened := opening.result()) is not None:
+        opened.embedder.close()
 
 
 def may_be_given(request: Request, provenance: Provenance) -> bool:

@@ -42,13 +42,15 @@ def cache_key(request: Request) -> CacheKey | None:
 
     Only what would come out the same again is: embeddings, and requests at temperature 0. Where the caller
     states `cache` among the requirements, an answer that was sampled will do as well. Answers belong to one
-    user unless they are marked `shared`.
+    user, app and API key unless they are marked `shared`.
     """
     asked = request.requirements.cache
     if asked == "off" or (asked is None and not _is_deterministic(request)):
         return None
     body = {name: value for name, value in request.body.items() if name != "user"}
-    whose = {"shared": True} if asked == "shared" else {"shared": False, "user": request.user}
+    whose: dict[str, Any] = {"shared": asked == "shared"}
+    if asked != "shared":
+        whose |= {"user": request.user, "app": request.app, "key": request.key}
     whole = {"task": request.task, "model": request.model.text, "body": body, **whose}
     exact = _digest(whole)
     without, text = _without_question(request.task, body)
