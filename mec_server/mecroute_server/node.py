@@ -150,6 +150,8 @@ class Node:
             parallel=engine.n_parallel,
             prefill_tokens_per_s=stats.prefill_tokens_per_s,
             decode_tokens_per_s=stats.decode_tokens_per_s,
+            decode_slowdown=stats.decode_slowdown,
+            prefill_left_tokens=stats.prefill_left_tokens,
         ).encode()
 
     def _retry_after_s(self) -> float:
@@ -246,6 +248,8 @@ def _describe(slot: ModelSlot) -> dict[str, Any]:
         "prefixes": reported_prefixes(engine.residents()) if isinstance(engine, LlamaEngine) else [],
         "prefill_tokens_per_s": stats.prefill_tokens_per_s if stats else None,
         "decode_tokens_per_s": stats.decode_tokens_per_s if stats else None,
+        "decode_slowdown": stats.decode_slowdown if stats else None,
+        "prefill_left_tokens": stats.prefill_left_tokens if stats else 0,
         "size_bytes": size_bytes,
         "quantization": quantization,
         "accuracy": slot.model.accuracy if slot.model is not None else None,

@@ -108,6 +108,7 @@ class Candidate:
         cached_prompt_tokens: tokens of the prompt that the target holds already, about.
         claimed_ttft_ms, claimed_wait_ms: what the target's profile and reported load mean by themselves,
             before any correction; 0 where unknown.
+        crowd: 0..3, how many others were expected beside it: none, less than half the slots, more, all.
         notes: where the numbers come from, and what had to be assumed.
         quality_adjusted_by: what evidence added to the predicted quality, -1..1.
     """
@@ -128,6 +129,7 @@ class Candidate:
     cached_prompt_tokens: int = 0
     claimed_ttft_ms: float = 0.0
     claimed_wait_ms: float = 0.0
+    crowd: int = 0
     notes: Sequence[str] = ()
     quality_adjusted_by: float = 0.0
 
@@ -151,6 +153,7 @@ class Candidate:
             "cached_prompt_tokens": self.cached_prompt_tokens,
             "claimed_ttft_ms": self.claimed_ttft_ms,
             "claimed_wait_ms": self.claimed_wait_ms,
+            "crowd": self.crowd,
             "quality_adjusted_by": self.quality_adjusted_by,
             "notes": list(self.notes),
         }

@@ -34,7 +34,7 @@ from mecroute.errors import (
 from mecroute.outcome import Segment
 from mecroute.race import race
 from mecroute.request import Request
-from mecroute.routing.dispatch import Dispatch
+from mecroute.routing.dispatch import Dispatch, UnderWay
 from mecroute.routing.hedging import hedge_weight
 from mecroute.tiers.base import Call, Tier
 from mecroute_registry.facts import Tier as TierName
@@ -219,7 +219,7 @@ class Execution:
         if not hedge:
             self._answering = index
         begun = time.monotonic()
-        self._dispatch.begin(candidate.target.id, hedge=hedge)
+        sent = self._sent(candidate, hedge=hedge)
         try:
             async with self._deadline():
                 answered = await self._tiers[candidate.target.tier].complete(
@@ -230,7 +230,7 @@ class Execution:
             return None
         finally:
             segment.latency_ms = (time.monotonic() - begun) * 1000
-            self._dispatch.end(candidate.target.id)
+            sent.end()
         return Whole(answered, segment)
 
     def _open(self, index: int, *, hedge: bool = False) -> _Started:
@@ -311,7 +311,7 @@ class Execution:
             )
             if segment.seam == "instructed":
                 trimmer = OverlapTrimmer(self._delivered)
-        self._dispatch.begin(candidate.target.id, hedge=hedge)
+        sent = self._sent(candidate, hedge=hedge)
         try:
             async with aclosing(tier.stream(self._call(candidate, body))) as stream:
                 while True:
@@ -323,6 +323,7 @@ class Execution:
                     text = take_text(chunk, trimmer)
                     if text:
                         if segment.ttft_ms is None:
+                            sent.first_token()
                             segment.ttft_ms = (time.monotonic() - begun) * 1000
                         segment.output_tokens += 1
                         segment.text_chars += len(text)
@@ -334,7 +335,13 @@ class Execution:
                     if segment.seam is None or text or usage or finish_reason(chunk):
                         yield chunk, text  # a second chunk that only names the role would be no news
         finally:
-            self._dispatch.end(candidate.target.id)
+            sent.end()
+
+    def _sent(self, candidate: Candidate, *, hedge: bool = False) -> UnderWay:
+        prefill_ms = candidate.parts.prefill_ms if candidate.parts is not None else 0.0
+        return self._dispatch.begin(
+            candidate.target.id, hedge=hedge, prefill_ms=prefill_ms, output_tokens=candidate.output_tokens
+        )
 
     def _deliver(self, chunk: Mapping[str, Any], text: str) -> None:
         if has_calls(chunk) or (text and (self.request.body.get("n") or 1) > 1):

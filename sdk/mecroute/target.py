@@ -50,8 +50,10 @@ class TargetState:
         speed_source: where the speeds come from, in words.
         ready_in_ms: time until it can begin (a model that must be loaded first).
         availability: 0..1, share of recent calls that were answered.
-        speed_is_shared: whether the decode speed was measured with others running, so that it holds what
-            they take; a profile is measured alone.
+        decode_slowdown: 0..1, how much longer a token takes for each other request there, as a share of what
+            it takes alone; None where it was not measured.
+        prefill_left_tokens: prompt tokens that it had accepted and not computed, at `told_at_s`.
+        told_at_s: when its load was told, in monotonic seconds.
         zone: where the node stands; None where unknown.
         prefixes: keys of the conversations whose tokens it holds (`mecroute.prefix_keys`).
         unavailable: why it cannot be used at all at this moment; None when it can.
@@ -77,7 +79,9 @@ class TargetState:
     memory_needed_bytes: int = 0
     reached_over_network: bool = False
     unavailable: str | None = None
-    speed_is_shared: bool = False
+    decode_slowdown: float | None = None
+    prefill_left_tokens: int = 0
+    told_at_s: float = 0.0
     zone: str | None = None
     prefixes: frozenset[str] = frozenset()
     jitter_ms: float = 0.0

@@ -156,7 +156,7 @@ def test_waiting_requests_ahead_push_a_request_elsewhere() -> None:
 
 
 def test_what_was_observed_corrects_the_prediction() -> None:
-    slow = {"mec/n1/m:large": Correction(ttft=10, decode=10, samples=9)}
+    slow = {"mec/n1/m:large": Correction(ttft=10, decode=(10,) * 4, samples=9)}
     decision = decide(prompt=800, output=150, correction=lambda target: slow.get(target.id, Correction()))
     assert primary(decision) == "device"
     assert "corrected by 9 answers" in decision.explain()

@@ -58,7 +58,7 @@ JUDGEMENTS = (
 HEALTH = (
     Column("target", "target"),
     Column("samples", "calls", right=True),
-    Column("ttft_factor", "TTFT ×", lambda v: formats.decimals(v, 2), right=True),
+    Column("prefill_factor", "prefill ×", lambda v: formats.decimals(v, 2), right=True),
     Column("decode_factor", "decode ×", lambda v: formats.decimals(v, 2), right=True),
     Column("sigma", "usual spread", lambda v: formats.decimals(v, 2), right=True),
     Column("availability", "avail.", lambda v: formats.decimals(v, 2), right=True),

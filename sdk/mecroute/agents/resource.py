@@ -54,6 +54,7 @@ class DeviceLoad:
     parallel: int
     prefill_tokens_per_s: float | None
     decode_tokens_per_s: float | None
+    decode_slowdown: float | None
 
 
 class Nodes(Protocol):
@@ -215,7 +216,7 @@ class ResourceAgent:
                 availability=_DEVICE_AVAILABILITY * self._monitor.availability(target.id),
                 memory_needed_bytes=0 if load else int(model.size_bytes * _MEMORY_FACTOR),
                 unavailable=self._device_problem(target),
-                speed_is_shared=source == _LIVE,
+                decode_slowdown=load.decode_slowdown if load else None,
             )
 
     def _device_problem(self, target: Target) -> str | None:
@@ -302,7 +303,6 @@ class ResourceAgent:
         profile = self._profile(model.digest, "mec", report.hardware)
         prefill, decode = load.prefill_tokens_per_s, load.decode_tokens_per_s
         source = "the node's live measurement"
-        shared = decode is not None and profile is None
         if profile is not None:
             prefill, decode = profile.prefill_tokens_per_s, profile.decode_tokens_per_s
             source = "its profile"
@@ -329,7 +329,9 @@ class ResourceAgent:
             output_usd_per_mtok=price.output_usd_per_mtok,
             reached_over_network=away,
             unavailable=watch.problem,
-            speed_is_shared=shared,
+            decode_slowdown=load.decode_slowdown,
+            prefill_left_tokens=load.prefill_left_tokens,
+            told_at_s=watch.told_at(model.ref),
             zone=node.zone or report.zone,
             prefixes=model.prefix_set,
         )

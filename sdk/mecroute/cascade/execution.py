@@ -201,7 +201,7 @@ class CascadeExecution(Execution):
     async def _sample(
         self, candidate: Candidate, body: Mapping[str, Any], number: int
     ) -> dict[str, Any] | None:
-        self._dispatch.begin(candidate.target.id)
+        sent = self._sent(candidate)
         try:
             call = self._call(candidate, body)
             return await self._tiers[candidate.target.tier].complete(
@@ -210,7 +210,7 @@ class CascadeExecution(Execution):
         except MecrouteError:
             return None
         finally:
-            self._dispatch.end(candidate.target.id)
+            sent.end()
 
     def _marks(self, body: Mapping[str, Any], others: list[dict[str, Any]]) -> Marks:
         if self.request.task == "classify":

@@ -38,7 +38,8 @@ def health(rows: Iterable[LearnedRow]) -> list[dict[str, Any]]:
         entry = targets.setdefault(row.name, {"target": row.name, "alarms": [], "notes": []})
         entry["at"] = max(row.at, entry.get("at", 0.0))
         if row.kind == "correction":
-            entry["ttft_factor"] = _factor(row.value.get("log_ttft"))
+            entry["prefill_factor"] = _number(row.value.get("ttft_factor"))
+            entry["ttft_base_ms"] = _number(row.value.get("ttft_base_ms"))
             entry["decode_factor"] = _factor(row.value.get("log_decode"))
             entry["availability"] = row.value.get("success")
         else:
@@ -52,15 +53,21 @@ def health(rows: Iterable[LearnedRow]) -> list[dict[str, Any]]:
     return [targets[name] for name in sorted(targets)]
 
 
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
 def _factor(log: object) -> float | None:
     return math.exp(log) if isinstance(log, int | float) and math.isfinite(log) else None
 
 
 def _correction(row: LearnedRow) -> str:
-    ttft, decode = _factor(row.value.get("log_ttft")), _factor(row.value.get("log_decode"))
-    if ttft is None or decode is None:
+    prefill, base = (_number(row.value.get(name)) for name in ("ttft_factor", "ttft_base_ms"))
+    decode = _factor(row.value.get("log_decode"))
+    if prefill is None or base is None or decode is None:
         return "damaged"
-    return f"TTFT ×{ttft:.2f}, decode ×{decode:.2f}, by {row.value.get('samples', 0)} answers"
+    answers = row.value.get("samples", 0)
+    return f"prefill ×{prefill:.2f} {base:+.0f} ms, decode ×{decode:.2f}, by {answers} answers"
 
 
 def _quality(row: LearnedRow) -> str:

@@ -28,6 +28,9 @@ class ModelReport(BaseModel):
         detail: why it failed, or what it is doing; None when there is nothing to say.
         context_length, parallel, threads: None while the model is not loaded.
         providers: ONNX Runtime's execution providers that an ONNX model runs on, in their order.
+        decode_tokens_per_s: of one request that is alone.
+        decode_slowdown: how much longer a token takes for each other request, as a share.
+        prefill_left_tokens: prompt tokens of accepted requests that are not computed yet.
         accuracy: 0..1, as registered; None where unknown.
         pinned: whether it stays in memory whatever else is asked for.
         on_demand: whether a request brings it into memory, where it is not; takes about `load_s` seconds.
@@ -58,6 +61,8 @@ class ModelReport(BaseModel):
     kv_total_tokens: int = Field(default=0, ge=0)
     prefill_tokens_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     decode_tokens_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    decode_slowdown: float | None = Field(default=None, ge=0, le=1)
+    prefill_left_tokens: int = Field(default=0, ge=0)
     size_bytes: int | None = Field(default=None, ge=0)
     quantization: str | None = None
     accuracy: float | None = Field(default=None, ge=0, le=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import httpx
 from pydantic import ValidationError
@@ -143,7 +144,13 @@ class NodeWatch:
             model.parallel or 1,
             model.prefill_tokens_per_s,
             model.decode_tokens_per_s,
+            model.decode_slowdown,
+            model.prefill_left_tokens,
         )
+
+    def told_at(self, ref: str) -> float:
+        """When it was told what `load` gives, by the watch's clock."""
+        return self._heard_at if ref in self._loads else self._reported_at
 
     def heard(self, ref: str, load: ModelLoad | None) -> None:
         """An answer came, and told how busy its model is where the node tells that."""
@@ -158,13 +165,7 @@ class NodeWatch:
         known = self._loads.get(ref)
         if known is not None and known.running > 0:
             self.changes += 1
-            self._loads[ref] = ModelLoad(
-                known.running - 1,
-                known.queued,
-                known.parallel,
-                known.prefill_tokens_per_s,
-                known.decode_tokens_per_s,
-            )
+            self._loads[ref] = replace(known, running=known.running - 1)
 
     async def _follow(self) -> None:
         """Ask for one report after the other, until nobody has decided anything for a while."""

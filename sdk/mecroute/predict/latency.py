@@ -1,8 +1,10 @@
 """Predicted latency: network + loading + waiting + prefill + decode, corrected by what was observed.
 
-The whole is a distribution: the median is the sum of the parts' medians, and the 95th percentile adds
-their spreads (and that of the answer's length) as independent deviations, scaled by a factor per target
-that makes it hold (`predict.residuals`).
+What a request does by itself up to its first token (network and prefill) is corrected by a factor on its
+prefill and by a time that it takes in any case. The waiting is that of what stands before it, which is
+predicted like it. The whole is a distribution: the median is the sum of the parts' medians, and the 95th
+percentile adds their spreads (and that of the answer's length) as independent deviations, scaled by a factor
+per target that makes it hold (`predict.residuals`).
 """
 
 from __future__ import annotations
@@ -28,15 +30,17 @@ from mecroute_registry.facts import Tier
 ASSUMED_PREFILL_TOKENS_PER_S: dict[Tier, float] = {"device": 200.0, "mec": 800.0, "cloud": 4000.0}
 ASSUMED_DECODE_TOKENS_PER_S: dict[Tier, float] = {"device": 20.0, "mec": 40.0, "cloud": 60.0}
 ASSUMED_CLOUD_TTFT_MS = 500.0
-#: How much slower each request in a batch decodes for every other one in it. llama-batched-bench on 2 CPU
-#: cores (SmolLM2-135M) gave 134 / 195 / 221 tokens/s in all for 1 / 4 / 16 sequences, which is 1 + 0.58·(n-1)
-#: at both points. A cloud's batches are none of its callers' business.
+#: How much slower each request in a batch decodes for every other one in it, where that was not measured.
+#: llama-batched-bench on 2 CPU cores (SmolLM2-135M) gave 134 / 195 / 221 tokens/s in all for 1 / 4 / 16
+#: sequences, which is 1 + 0.58·(n-1) at both points. A cloud's batches are none of its callers' business.
 BATCH_SLOWDOWN: dict[Tier, float] = {"device": 0.58, "mec": 0.58, "cloud": 0.0}
 #: Beyond these a reported number is no measurement.
 _LEAST_TOKENS_PER_S = 1e-3
 _ABSURD_TOKENS_PER_S = 1e9
 _ABSURD_MS = 86_400_000.0
 _ABSURD_COUNT = 1_000_000
+#: However much less than claimed the first token is learned to take, so much of the claim is left.
+_LEAST_SHARE = 0.1
 
 
 class Workload(NamedTuple):
@@ -54,6 +58,25 @@ class Workload(NamedTuple):
     transfer: Transfer = NOTHING_SENT
 
 
+class Ahead(NamedTuple):
+    """What stands before a request at a target.
+
+    Args:
+        in_flight: requests of this client that are under way there; a report may not count them yet.
+        prefill_ms: what is left of their prompts.
+        output_tokens: that the answer of one of them is expected to have.
+        now_s: monotonic seconds, by which the age of what the target told is reckoned.
+    """
+
+    in_flight: int = 0
+    prefill_ms: float = 0.0
+    output_tokens: float = 0.0
+    now_s: float = 0.0
+
+
+NOTHING_AHEAD = Ahead()
+
+
 @dataclass(frozen=True, slots=True)
 class LatencyPrediction:
     """Predicted times in ms.
@@ -61,8 +84,8 @@ class LatencyPrediction:
     Args:
         parts: of the median, corrected; they sum to `p50_ms`.
         output_tokens: predicted tokens to write, as this target is used to.
-        claimed_ttft_ms, claimed_wait_ms: what the target's profile and reported load mean by themselves,
-            before any correction.
+        claimed_ttft_ms, claimed_wait_ms: what the target's profile and its known load mean by themselves.
+        crowd: 0..3, how many others are expected beside it (see `Candidate`).
     """
 
     ttft_ms: float
@@ -73,6 +96,7 @@ class LatencyPrediction:
     output_tokens: float
     claimed_ttft_ms: float
     claimed_wait_ms: float
+    crowd: int
 
 
 def predict_latency(
@@ -81,16 +105,17 @@ def predict_latency(
     correction: Correction,
     *,
     cached_tokens: int = 0,
-    in_flight: int = 0,
+    ahead: Ahead = NOTHING_AHEAD,
 ) -> LatencyPrediction:
     """Predict time to first token and to the whole answer of one request on one target.
 
     Numbers that cannot be (NaN, negative, absurdly large) count as unknown. Arguments: as `latency_parts`.
     """
-    network, load, wait, prefill, ttft, decode, claimed_wait = latency_parts(
-        state, work, correction, cached_tokens, in_flight
+    claimed, load, wait, own, decode, claimed_wait, crowd = latency_parts(
+        state, work, correction, cached_tokens, ahead
     )
-    factor = correction.ttft
+    network = min(own, network_ms(state, work.transfer))
+    ttft = load + wait + own
     p50 = ttft + decode
     # What was observed holds the way's own variation, as it was then; it is never less than that of now.
     ttft_p95 = ttft + max(ttft * math.expm1(correction.ttft_spread), spread_ms(state))
@@ -106,25 +131,26 @@ def predict_latency(
         ttft_p95_ms=ttft_p95,
         p50_ms=p50,
         p95_ms=p50 * math.exp(spread * correction.calibration),
-        parts=LatencyParts(network * factor, load * factor, wait * factor, prefill * factor, decode),
+        parts=LatencyParts(network, load, wait, own - network, decode),
         output_tokens=tokens,
-        claimed_ttft_ms=network + load + claimed_wait + prefill,
+        claimed_ttft_ms=claimed + load + claimed_wait,
         claimed_wait_ms=claimed_wait,
+        crowd=crowd,
     )
 
 
 def latency_parts(
-    state: TargetState, work: Workload, correction: Correction, cached_tokens: int, in_flight: int
-) -> tuple[float, float, float, float, float, float, float]:
+    state: TargetState, work: Workload, correction: Correction, cached_tokens: int, ahead: Ahead
+) -> tuple[float, float, float, float, float, float, int]:
     """The parts of the median, in ms: all that a ranking needs.
 
     Args:
         cached_tokens: prompt tokens that the target holds already and does not compute again.
-        in_flight: requests of this client that are under way there; a report may not count them yet.
+        ahead: what stands before it.
 
     Returns:
-        network, loading, waiting, prefill (all four before correction), time to first token and decoding
-        (corrected), and the waiting that the reported load means by itself.
+        network and prefill as claimed; then loading, waiting, network and prefill as corrected, and decoding:
+        the median is their sum; the waiting that the known load means by itself; and the crowd.
     """
     prompt_tokens, output_tokens, most_tokens, transfer = work
     tier = state.target.tier
@@ -132,46 +158,70 @@ def latency_parts(
     if speed is None or not _LEAST_TOKENS_PER_S <= speed < _ABSURD_TOKENS_PER_S:
         speed = ASSUMED_PREFILL_TOKENS_PER_S[tier]
     prefill = (prompt_tokens - cached_tokens) * 1000 / speed
-    network, load = state.round_trip_ms, state.ready_in_ms
-    if not 0 <= network < _ABSURD_MS:
-        network = 0.0
-    if transfer.upload_bytes > BURST_BYTES:
-        network += upload_ms(state, transfer)
+    load = state.ready_in_ms
     if not 0 <= load < _ABSURD_MS:
         load = 0.0
-    speed = state.decode_tokens_per_s
+    network = network_ms(state, transfer)
+    claimed = network + prefill
+    own = network + correction.ttft_base_ms + prefill * correction.ttft
+    if own < claimed * _LEAST_SHARE:
+        own = claimed * _LEAST_SHARE
+    prefill_speed, speed = speed, state.decode_tokens_per_s
     if speed is None or not _LEAST_TOKENS_PER_S <= speed < _ABSURD_TOKENS_PER_S:
         speed = ASSUMED_DECODE_TOKENS_PER_S[tier]
     tokens = output_tokens * correction.length
     if tokens > most_tokens:
         tokens = most_tokens
-    decode = tokens * 1000 / speed * correction.decode
-    wait = claimed_wait = 0.0
-    if tier == "cloud":  # takes what it is sent; how busy it is shows in the corrections
-        network += ASSUMED_CLOUD_TTFT_MS
-    else:
+    token = 1000 / speed
+    crowd, slowed, wait = 0, 1.0, 0.0
+    if tier != "cloud":  # takes what it is sent; how busy it is shows in the corrections
         busy = state.running + state.queued
         if not 0 <= busy < _ABSURD_COUNT:
             busy = 0
-        if in_flight > busy:
-            busy = in_flight
+        if ahead.in_flight > busy:
+            busy = ahead.in_flight
         if busy:
             slots = state.parallel
             if not 1 <= slots < _ABSURD_COUNT:
                 slots = 1
-            slowdown = 0.0 if state.speed_is_shared else BATCH_SLOWDOWN[tier]
+            slowdown = state.decode_slowdown
+            if slowdown is None or not 0 <= slowdown <= 1:
+                slowdown = BATCH_SLOWDOWN[tier]
+            # Prompts are computed one after the other: those of this client, or those which the target told
+            # of, whichever is more, since either holds part of the other.
+            if 0 < state.prefill_left_tokens < _ABSURD_COUNT:
+                told = state.prefill_left_tokens * 1000 / prefill_speed * correction.ttft
+                told -= (ahead.now_s - state.told_at_s) * 1000
+                wait = told if told > 0 else 0.0
+            if ahead.prefill_ms > wait:
+                wait = ahead.prefill_ms
             if busy >= slots:
-                # Requests ahead of this one leave at the rate of `slots` per service time of a full batch.
-                service = prefill + decode * (1 + slowdown * (slots - 1))
-                wait = claimed_wait = (busy + 1 - slots) / slots * service
-                busy = slots - 1
-            decode *= 1 + slowdown * busy
-    if transfer.answer_bytes > BURST_BYTES or transfer.event_bytes:
-        decode += download_ms(state, transfer, tokens, decode)
+                # Slots are freed at the rate at which a full batch writes the answers ahead of this one.
+                # Where nobody told of their prompts, they are as long as this one's.
+                ahead_tokens = ahead.output_tokens if ahead.in_flight else tokens
+                full = token * (1 + slowdown * (slots - 1))
+                wait = (busy + 1 - slots) / slots * (ahead_tokens * full + (0.0 if wait else own)) + wait
+                busy = slots
+            crowd = 3 if busy >= slots else 2 if busy * 2 >= slots else 1 if busy else 0
+            slowed += slowdown * min(busy, slots - 1)
+    claimed_wait = wait
+    wait *= correction.waiting
     if correction.wait_ms is not None:
         wait = correction.wait_ms
-    ttft = (network + load + wait + prefill) * correction.ttft
-    return network, load, wait, prefill, ttft, decode, claimed_wait
+    decode = tokens * token * slowed * correction.decode[crowd]
+    if transfer.answer_bytes > BURST_BYTES or transfer.event_bytes:
+        decode += download_ms(state, transfer, tokens, decode)
+    return claimed, load, wait, own, decode, claimed_wait, crowd
+
+
+def network_ms(state: TargetState, transfer: Transfer) -> float:
+    """The way there and back, with what is sent, and what a cloud takes to begin."""
+    network = state.round_trip_ms
+    if not 0 <= network < _ABSURD_MS:
+        network = 0.0
+    if transfer.upload_bytes > BURST_BYTES:
+        network += upload_ms(state, transfer)
+    return network + ASSUMED_CLOUD_TTFT_MS if state.target.tier == "cloud" else network
 
 
 def latency_notes(
@@ -207,8 +257,10 @@ def latency_notes(
         notes.append(f"the model must be loaded first: about {prediction.parts.load_ms:.0f} ms")
     if correction.samples:
         notes.append(
-            f"corrected by {correction.samples} answers: TTFT ×{correction.ttft:.2f}, "
-            f"decode ×{correction.decode:.2f}, length ×{correction.length:.2f}"
+            f"corrected by {correction.samples} answers: prefill ×{correction.ttft:.2f} "
+            f"{correction.ttft_base_ms:+.0f} ms, "
+            f"waiting ×{correction.waiting:.2f}, decode ×{correction.decode[prediction.crowd]:.2f}, "
+            f"length ×{correction.length:.2f}"
         )
     if correction.wait_ms is not None:
         notes.append(

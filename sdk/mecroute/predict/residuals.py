@@ -1,12 +1,15 @@
 """What observed latencies teach about the next ones: factors, and quantiles that hold.
 
 Latencies are about log-normal, so everything is learned from logarithms of observed over predicted.
-The centre of each part (time to first token, decoding, answer length) follows its residuals by a Huber
-step, which one absurd value cannot throw off. The 95th percentiles are tracked by online conformal
-prediction: q rises by η·0.95 when an answer was slower than q and falls by η·0.05 when it was not, so
-that over time 5% are slower, whatever the distribution and however it drifts (Gibbs and Candès, "Adaptive
-conformal inference under distribution shift", 2021; step sizes after Angelopoulos, Candès and Tibshirani,
-"Conformal PID control for time series prediction", 2023).
+The centres of the waiting, of the time per token and of the answer's length follow their residuals by a Huber
+step, which one absurd value cannot throw off; the time per token in each of four crowds by itself, since what
+others' prompts take out of it grows with them. What a request takes by itself up to its first token is
+learned as what any takes and what its prompt adds (`predict.first_token`), from answers that hardly waited,
+with residuals bounded alike. The 95th percentiles are tracked by online conformal prediction: q rises by
+η·0.95 when an answer was slower than q and falls by η·0.05 when it was not, so that over time 5% are slower,
+whatever the distribution and however it drifts (Gibbs and Candès, "Adaptive conformal inference under
+distribution shift", 2021; step sizes after Angelopoulos, Candès and Tibshirani, "Conformal PID control for
+time series prediction", 2023).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 from mecroute.context import RequestFeatures
 from mecroute.decision import Candidate
 from mecroute.outcome import Segment
+from mecroute.predict.first_token import BASE_BOUNDS_MS, FACTOR_BOUNDS, FirstToken
 
 #: Log of p95 over p50 before anything was observed: log-normal with sigma 0.35, and twice that for lengths.
 _Z95 = 1.645
@@ -37,6 +41,9 @@ _DISTRUST_AFTER = 8
 #: Answers after which the centres are near enough for the percentiles to be learned.
 _SETTLED_AFTER = 8
 _TARGETS_KEPT = 10_000
+#: A log residual that is no noise about a median.
+_CHANGE = 0.7
+_CROWDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +51,11 @@ class Correction:
     """Observed over predicted, per target.
 
     Args:
-        ttft, decode, length: factors on the time to first token, the time per token, the answer's length.
+        ttft, waiting, length: factors on the time that the prompt takes, the waiting, the answer's length.
+        decode: factors on the time per token, by crowd (see `Candidate.crowd`).
         ttft_spread, decode_spread, length_spread: log of p95 over p50 of each.
         calibration: factor on the log of p95 over p50 of the whole answer that made it hold so far.
+        ttft_base_ms: what is added to the time to first token of any prompt; may be negative.
         samples: answers that these stand on.
         wait_ms: what requests waited there of late, in place of what the load it reports would mean;
             None while its reports are believed.
@@ -54,7 +63,7 @@ class Correction:
     """
 
     ttft: float = 1.0
-    decode: float = 1.0
+    decode: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     length: float = 1.0
     ttft_spread: float = _SPREAD
     decode_spread: float = _SPREAD
@@ -63,6 +72,8 @@ class Correction:
     samples: int = 0
     wait_ms: float | None = None
     disagreement: float = 1.0
+    ttft_base_ms: float = 0.0
+    waiting: float = 1.0
 
     def widened(self, factor: float) -> Correction:
         """The same with its percentiles farther out, while something is amiss with the target.
@@ -102,6 +113,46 @@ class Quantile:
         self.value = min(max(self.value, 0.01), _MAX_LOG)
 
 
+class DecodeFactors:
+    """Factors on the time per token: over all, and by crowd where that was observed.
+
+    Args:
+        log_centre: of the factor over all, to begin with.
+    """
+
+    __slots__ = ("_by_crowd", "_samples", "log_centre")
+
+    def __init__(self, log_centre: float = 0.0) -> None:
+        self.log_centre = log_centre
+        self._by_crowd: list[float | None] = [None] * _CROWDS
+        self._samples = [0] * _CROWDS
+
+    def learn(self, crowd: int, residual: float, alpha: float, limit: float) -> None:
+        """Take the log of observed over predicted time per token, in a crowd of 0..3."""
+        known, samples = self._by_crowd[crowd], self._samples[crowd]
+        self._samples[crowd] += 1
+        step = max(alpha, 1 / (samples + 2)) if samples else alpha
+        now = self.log_centre if known is None else known
+        self._by_crowd[crowd] = _moved(now, step, residual, limit)
+        self.log_centre = _moved(self.log_centre, alpha, residual + now - self.log_centre, limit)
+
+    def know(self, crowd: int, log_factor: float) -> None:
+        """Take up what an earlier run learned of a crowd."""
+        self._by_crowd[crowd], self._samples[crowd] = log_factor, max(1, self._samples[crowd])
+
+    def to_dict(self) -> dict[str, float]:
+        """The logs over all and by crowd, as JSON types."""
+        known = {f"log_decode_{at}": log for at, log in enumerate(self._by_crowd) if log is not None}
+        return {"log_decode": self.log_centre, **known}
+
+    def factors(self) -> tuple[float, float, float, float]:
+        """By crowd; where nothing was observed, what was over all."""
+        none, few, many, full = (
+            math.exp(self.log_centre if known is None else known) for known in self._by_crowd
+        )
+        return none, few, many, full
+
+
 class TargetResiduals:
     """What was observed of one target.
 
@@ -110,12 +161,14 @@ class TargetResiduals:
     """
 
     __slots__ = (
-        *("correction", "log_ttft", "log_decode", "log_length", "samples", "_deviation"),
+        *("correction", "first_token", "log_wait", "decode", "log_length", "samples", "_deviation"),
         *("_ttft", "_decode", "_length", "_whole", "_disagreement", "_wait_ms", "_distrusted"),
     )
 
     def __init__(self) -> None:
-        self.log_ttft = self.log_decode = self.log_length = 0.0
+        self.log_wait = self.log_length = 0.0
+        self.first_token = FirstToken()
+        self.decode = DecodeFactors()
         self.samples = 0
         self._deviation = 0.3
         self._ttft, self._decode = Quantile(_SPREAD), Quantile(_SPREAD)
@@ -147,12 +200,12 @@ class TargetResiduals:
         # While the centres are still on their way, how far off an answer was says nothing of the spread.
         settled = self.samples >= _SETTLED_AFTER
         if ttft is not None:
-            self.log_ttft = _moved(self.log_ttft, alpha, ttft, limit)
+            self._learn_first(candidate, ttft, limit)
             self._deviation += 0.1 * (abs(ttft) - self._deviation)
             if settled:
                 self._ttft.observe(ttft)
         if decode is not None:
-            self.log_decode = _moved(self.log_decode, alpha, decode, limit)
+            self.decode.learn(candidate.crowd, decode, alpha, limit)
             if settled:
                 self._decode.observe(decode)
         if length is not None:
@@ -172,16 +225,41 @@ class TargetResiduals:
         at_least = _log_ratio(waited_ms, candidate.ttft_ms)
         if at_least is None or at_least <= 0:
             return
-        self.log_ttft = _moved(self.log_ttft, _MIN_ALPHA, at_least, max(2 * self._deviation, 0.2))
+        self._learn_first(candidate, at_least, max(2 * self._deviation, 0.2))
         self._ttft.observe(max(at_least, self._ttft.value + 1e-6))
         self.samples += 1
         self._publish()
 
+    def _learn_first(self, candidate: Candidate, residual: float, limit: float) -> None:
+        """Take the log of observed over predicted time to first token, bounded by `limit`."""
+        if self._distrusted:
+            return  # what it takes by itself is not known while its waiting is guessed
+        parts = candidate.parts
+        own, prefill = candidate.ttft_ms, candidate.claimed_ttft_ms
+        if parts is not None:
+            own = parts.network_ms + parts.prefill_ms
+            prefill -= candidate.claimed_wait_ms + parts.load_ms + parts.network_ms
+            if parts.queue_ms > own:
+                # Most of it was waiting, and so is what was not foreseen.
+                left = candidate.ttft_ms * math.exp(residual) - own - parts.load_ms
+                waited = _log_ratio(max(left, parts.queue_ms * 1e-3), parts.queue_ms)
+                self.log_wait = _moved(self.log_wait, _MIN_ALPHA, waited or 0.0, limit)
+                return
+        self.first_token.learn(
+            max(0.0, prefill),
+            own * _relative(residual, limit),
+            of_ms=candidate.ttft_ms,
+            surprise=abs(residual) > limit,
+            assumed=candidate.assumed,
+        )
+
     def to_dict(self) -> dict[str, float]:
         """What is worth keeping over a restart, as JSON types."""
         return {
-            "log_ttft": self.log_ttft,
-            "log_decode": self.log_decode,
+            "ttft_base_ms": self.first_token.base_ms,
+            "ttft_factor": self.first_token.factor,
+            **self.decode.to_dict(),
+            "log_wait": self.log_wait,
             "log_length": self.log_length,
             "ttft_spread": self._ttft.value,
             "decode_spread": self._decode.value,
@@ -198,8 +276,15 @@ class TargetResiduals:
             usable = isinstance(value, int | float) and low <= value <= high
             return float(value) if usable and value is not None else default
 
-        self.log_ttft = number("log_ttft", -_MAX_LOG, _MAX_LOG, 0.0)
-        self.log_decode = number("log_decode", -_MAX_LOG, _MAX_LOG, 0.0)
+        self.first_token = FirstToken(
+            number("ttft_base_ms", *BASE_BOUNDS_MS, 0.0), number("ttft_factor", *FACTOR_BOUNDS, 1.0)
+        )
+        self.decode = DecodeFactors(number("log_decode", -_MAX_LOG, _MAX_LOG, 0.0))
+        for crowd in range(_CROWDS):
+            known = number(f"log_decode_{crowd}", -_MAX_LOG, _MAX_LOG, math.nan)
+            if not math.isnan(known):
+                self.decode.know(crowd, known)
+        self.log_wait = number("log_wait", -_MAX_LOG, _MAX_LOG, 0.0)
         self.log_length = number("log_length", -_MAX_LOG, _MAX_LOG, 0.0)
         self._ttft.value = number("ttft_spread", 0.01, _MAX_LOG, self._ttft.value)
         self._decode.value = number("decode_spread", 0.01, _MAX_LOG, self._decode.value)
@@ -230,7 +315,7 @@ class TargetResiduals:
         # A machine that is slow at everything does not lie about its load, nor does one that is only faster
         # than its profile.
         if ratio > 0:
-            ratio = max(0.0, ratio - max(0.0, self.log_decode))
+            ratio = max(0.0, ratio - max(0.0, self.decode.log_centre))
         elif claimed_wait < claimed / 2:
             ratio = 0.0
         self._disagreement += self._alpha(True) * (ratio - self._disagreement)
@@ -241,14 +326,16 @@ class TargetResiduals:
         off = abs(self._disagreement)
         if not self._distrusted and off > _DISTRUST and self.samples >= _DISTRUST_AFTER:
             # The factor stood in for the waiting so far; from here on the waiting is counted itself.
-            self._distrusted, self.log_ttft = True, 0.0
+            self._distrusted, self.first_token = True, FirstToken()
         elif self._distrusted and off < _TRUST:
             self._distrusted = False
 
     def _publish(self) -> None:
         self.correction = Correction(
-            ttft=math.exp(self.log_ttft),
-            decode=math.exp(self.log_decode),
+            ttft=self.first_token.factor,
+            ttft_base_ms=self.first_token.base_ms,
+            decode=self.decode.factors(),
+            waiting=math.exp(self.log_wait),
             length=math.exp(self.log_length),
             ttft_spread=self._ttft.value,
             decode_spread=self._decode.value,
@@ -310,6 +397,15 @@ class Residuals:
         self._targets.move_to_end(target_id)
         self._changed.add(target_id)
         return seen
+
+
+def _relative(residual: float, limit: float) -> float:
+    """How much longer it took, in times of what was predicted, of a log residual.
+
+    About the residual itself, so that the median is learned and not the mean; a large one is a change.
+    """
+    bounded = min(max(residual, -limit), limit)
+    return math.expm1(bounded) if bounded > _CHANGE else bounded
 
 
 def _moved(centre: float, alpha: float, residual: float, limit: float) -> float:

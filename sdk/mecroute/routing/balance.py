@@ -100,4 +100,5 @@ def _load(row: Row, dispatch: Dispatch) -> float:
     """Requests there per request it can serve at once: by its report, or by what this client has there."""
     state = row.state
     busy = state.running + state.queued
-    return max(busy if busy > 0 else 0, dispatch.in_flight.get(row.id, 0)) / _slots(row)
+    own = dispatch.under_way.get(row.id)
+    return max(busy if busy > 0 else 0, own.count if own is not None else 0) / _slots(row)

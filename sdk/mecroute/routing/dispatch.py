@@ -12,6 +12,8 @@ _SESSION_IDLE_S = 1800.0
 #: Sent requests that are counted in full; half of each count is then forgotten, so that a node that joins is
 #: not sent everything until it has caught up with years of others.
 _SERVED_WINDOW = 256.0
+#: Targets with nothing under way are forgotten once there are so many.
+_TARGETS_SWEPT_AT = 256
 #: Hedges that may come at once after a quiet time.
 _HEDGES_IN_STORE = 5.0
 
@@ -29,6 +31,78 @@ class Session:
     at: float
 
 
+class UnderWay:
+    """A request that this client has under way. It is told of its first token and of its end."""
+
+    __slots__ = ("_at", "_there", "begun_s", "output_tokens", "prefill_ms")
+
+    def __init__(
+        self, there: AtTarget, at: Callable[[], float], prefill_ms: float, output_tokens: float
+    ) -> None:
+        self._there = there
+        self._at = at
+        self.begun_s = at()
+        self.prefill_ms = prefill_ms
+        self.output_tokens = output_tokens
+
+    def first_token(self) -> None:
+        """Its prompt is computed; the next one's turn begins."""
+        self._there.computed(self, self._at())
+
+    def end(self) -> None:
+        """It is over, one way or another."""
+        self._there.ended(self, self._at())
+
+
+class AtTarget:
+    """What this client has under way at one target.
+
+    Attributes:
+        count: requests.
+        output_tokens: that their answers are expected to have, together.
+    """
+
+    __slots__ = ("_turn_s", "_waiting", "count", "output_tokens")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.output_tokens = 0.0
+        #: Those without a first token, in order, and since when the first of them can be computed.
+        self._waiting: list[UnderWay] = []
+        self._turn_s = 0.0
+
+    def prefill_left_ms(self, now_s: float) -> float:
+        """How long the prompts before a new one still take: what was predicted of them, less the time since.
+
+        A prompt that takes longer than predicted counts for nothing then, and nor does that of an answer
+        which comes whole, whose first token nobody sees.
+        """
+        if not self._waiting:
+            return 0.0
+        since_ms = (now_s - self._turn_s) * 1000
+        return max(0.0, sum(one.prefill_ms for one in self._waiting) - max(0.0, since_ms))
+
+    def add(self, one: UnderWay) -> None:
+        """A request was sent."""
+        self.count += 1
+        self.output_tokens += one.output_tokens
+        if not self._waiting:
+            self._turn_s = one.begun_s
+        self._waiting.append(one)
+
+    def computed(self, one: UnderWay, now_s: float) -> None:
+        """A request has its first token."""
+        if one in self._waiting:
+            self._waiting.remove(one)
+            self._turn_s = now_s
+
+    def ended(self, one: UnderWay, now_s: float) -> None:
+        """A request is over."""
+        self.count -= 1
+        self.output_tokens -= one.output_tokens
+        self.computed(one, now_s)
+
+
 class Dispatch:
     """Counts requests per target, remembers the node of each conversation, and budgets hedges.
 
@@ -44,15 +118,19 @@ class Dispatch:
         self._clock = clock
         self._hedge_budget = hedge_budget
         self._hedges = min(1.0, hedge_budget * _HEDGES_IN_STORE)
-        self._in_flight: dict[str, int] = {}
+        self._under_way: dict[str, AtTarget] = {}
         self._served: dict[str, float] = {}
         self._served_in_all = 0.0
         self._sessions: OrderedDict[str, Session] = OrderedDict()
 
     @property
-    def in_flight(self) -> Mapping[str, int]:
-        """Requests of this client that are under way, by target."""
-        return self._in_flight
+    def under_way(self) -> Mapping[str, AtTarget]:
+        """What this client has under way, by target."""
+        return self._under_way
+
+    def now_s(self) -> float:
+        """The time by which it counts."""
+        return self._clock()
 
     def served(self, target_id: str) -> float:
         """Requests sent to a target of late, those of longer ago counting less."""
@@ -75,9 +153,20 @@ class Dispatch:
         while len(self._sessions) > _SESSIONS_KEPT:
             self._sessions.popitem(last=False)
 
-    def begin(self, target_id: str, *, hedge: bool = False) -> None:
-        """A request was sent to a target. Each earns the share of a hedge that the budget allows."""
-        self._in_flight[target_id] = self._in_flight.get(target_id, 0) + 1
+    def begin(
+        self, target_id: str, *, hedge: bool = False, prefill_ms: float = 0.0, output_tokens: float = 0.0
+    ) -> UnderWay:
+        """A request is sent to a target. Each earns the share of a hedge that the budget allows.
+
+        Args:
+            prefill_ms: how long its prompt is predicted to take once it is its turn.
+            output_tokens: that its answer is expected to have.
+        """
+        there = self._under_way.get(target_id)
+        if there is None:
+            if len(self._under_way) >= _TARGETS_SWEPT_AT:
+                self._under_way = {id: at for id, at in self._under_way.items() if at.count}
+            there = self._under_way[target_id] = AtTarget()
         self._served[target_id] = self._served.get(target_id, 0.0) + 1
         self._served_in_all += 1
         if self._served_in_all > _SERVED_WINDOW:
@@ -85,14 +174,9 @@ class Dispatch:
             self._served_in_all /= 2
         if not hedge:
             self._hedges = min(_HEDGES_IN_STORE, self._hedges + self._hedge_budget)
-
-    def end(self, target_id: str) -> None:
-        """It is over, one way or another."""
-        left = self._in_flight.get(target_id, 0) - 1
-        if left > 0:
-            self._in_flight[target_id] = left
-        else:
-            self._in_flight.pop(target_id, None)
+        sent = UnderWay(there, self._clock, prefill_ms, output_tokens)
+        there.add(sent)
+        return sent
 
     def take_hedge(self, weight: float = 1.0) -> bool:
         """Whether a hedge is within the budget; it is then counted.

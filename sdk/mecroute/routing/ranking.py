@@ -16,7 +16,14 @@ from mecroute.decision import Candidate, Notes, Reason, Scores
 from mecroute.policies import Policy
 from mecroute.predict.complexity import estimate_tokens
 from mecroute.predict.cost import cost_usd
-from mecroute.predict.latency import Workload, latency_notes, latency_parts, predict_latency
+from mecroute.predict.latency import (
+    NOTHING_AHEAD,
+    Ahead,
+    Workload,
+    latency_notes,
+    latency_parts,
+    predict_latency,
+)
 from mecroute.predict.quality import predict_quality
 from mecroute.predict.residuals import Correction
 from mecroute.predict.transfer import transfer_notes, transfer_of
@@ -62,6 +69,8 @@ class Scoring:
         self._correction = correction
         self._adjustment = adjustment
         self._dispatch = dispatch
+        self._now_s = dispatch.now_s()
+        self._nothing_ahead = NOTHING_AHEAD._replace(now_s=self._now_s)
         limit = request.body.get("max_completion_tokens") or request.body.get("max_tokens")
         self._work = Workload(
             features.prompt_tokens,
@@ -88,7 +97,7 @@ class Scoring:
         w_latency, w_cost = policy.latency * self._latency_limit, policy.cost * self._cost_limit
         w_quality, w_availability = policy.quality, policy.availability
         latency_limit, cost_limit = self._latency_limit, self._cost_limit
-        check, in_flight, correction_of = screen.check, self._dispatch.in_flight.get, self._correction
+        check, ahead_of, correction_of = screen.check, self._ahead, self._correction
         prompt_tokens, output_tokens, most_tokens, _ = work
         complexity, kind, adjustment = self.features.complexity, self.features.kind, self._adjustment
         has_limits = not (asked.min_quality is asked.max_cost_usd is asked.deadline_ms is None)
@@ -101,10 +110,10 @@ class Scoring:
             target = state.target
             correction = correction_of(target)
             cached = self.cached_tokens(state) if state.prefixes else 0
-            _, _, _, _, first, decode, _ = latency_parts(
-                state, work, correction, cached, in_flight(target.id, 0)
+            _, load, wait, own, decode, _, _ = latency_parts(
+                state, work, correction, cached, ahead_of(target.id)
             )
-            p50 = first + decode
+            p50 = load + wait + own + decode
             model = (target.model, target.tier, state.accuracy)
             quality = qualities.get(model)
             if quality is None:
@@ -143,9 +152,8 @@ class Scoring:
         state = row.state
         target = state.target
         correction = self._correction(target)
-        in_flight = self._dispatch.in_flight.get(row.id, 0)
         latency = predict_latency(
-            state, self._work, correction, cached_tokens=row.cached_tokens, in_flight=in_flight
+            state, self._work, correction, cached_tokens=row.cached_tokens, ahead=self._ahead(row.id)
         )
         predicted, quality_note = predict_quality(state, self.features.complexity)
         quality = predicted = _share(predicted)
@@ -179,6 +187,7 @@ class Scoring:
             cached_prompt_tokens=row.cached_tokens,
             claimed_ttft_ms=latency.claimed_ttft_ms,
             claimed_wait_ms=latency.claimed_wait_ms,
+            crowd=latency.crowd,
             notes=Notes(
                 lambda: (
                     *latency_notes(state, latency, correction, row.cached_tokens),
@@ -201,6 +210,12 @@ class Scoring:
             + policy.availability * availability
         )
         return Scores(latency, quality, cost, availability, total)
+
+    def _ahead(self, target_id: str) -> Ahead:
+        at = self._dispatch.under_way.get(target_id)
+        if at is None or not at.count:
+            return self._nothing_ahead
+        return Ahead(at.count, at.prefill_left_ms(self._now_s), at.output_tokens / at.count, self._now_s)
 
     def cached_tokens(self, state: TargetState) -> int:
         """Prompt tokens that a target holds already: those of the longest beginning it has."""

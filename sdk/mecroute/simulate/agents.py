@@ -27,7 +27,7 @@ from mecroute.nodes.watch import NodeWatch
 from mecroute.outcome import Segment
 from mecroute.request import ModelSelector, Request
 from mecroute.requirements import Requirements
-from mecroute.routing.dispatch import Dispatch
+from mecroute.routing.dispatch import Dispatch, UnderWay
 from mecroute.simulate.baselines import Strategy
 from mecroute.simulate.scenario import Machine
 from mecroute.simulate.world import DEVICE_MODEL, MAX_ATTEMPTS, Asked, Heard, World
@@ -108,7 +108,7 @@ class _Client:
             health=health,
             can_run_here=True,
         )
-        self._under_way: dict[int, tuple[Decision, int]] = {}
+        self._under_way: dict[int, tuple[Decision, int, UnderWay]] = {}
 
     def decide(self, asked: Asked) -> Decision:
         """Steps 2 to 4 of the pipeline."""
@@ -135,15 +135,15 @@ class _Client:
             dispatch=self._dispatch,
         )
         if decision.candidates:
-            self._under_way[asked.number] = decision, 0
-            self._dispatch.begin(decision.candidates[0].target.id)
+            sent = self._dispatch.begin(decision.candidates[0].target.id)
+            self._under_way[asked.number] = decision, 0, sent
         return decision
 
     def heard(self, asked: Asked, place: int, heard: Heard | None) -> None:
         """What became of a request at a place."""
         target = self._world.places[place].target
-        decision, attempt = self._under_way.pop(asked.number)
-        self._dispatch.end(target.id)
+        decision, attempt, sent = self._under_way.pop(asked.number)
+        sent.end()
         if heard is None:
             if self._world.client_state(self._number).offline and target.tier != "device":
                 self._traffic.lost(target)
@@ -151,14 +151,15 @@ class _Client:
             else:
                 self._monitor.failed(target.id, "its queue is full")
             if attempt + 1 < min(MAX_ATTEMPTS, len(decision.candidates)):
-                self._under_way[asked.number] = decision, attempt + 1
-                self._dispatch.begin(decision.candidates[attempt + 1].target.id)
+                sent = self._dispatch.begin(decision.candidates[attempt + 1].target.id)
+                self._under_way[asked.number] = decision, attempt + 1, sent
             return
         if target.tier != "device":
             for _ in range(heard.lost):
                 self._traffic.lost(target)
             server = self._world.server(place, self._number)
-            load = ModelLoad(server.running, server.queued, server.model.parallel)
+            model = server.model
+            load = ModelLoad(server.running, server.queued, model.parallel, decode_slowdown=model.contention)
             headers = {
                 "server-timing": f"total;dur={max(0.0, heard.ttft_ms - heard.way_ms):.3f}",
                 LOAD_HEADER: load.encode(),
@@ -195,7 +196,9 @@ class _Client:
 
     def _loads(self) -> Mapping[str, DeviceLoad]:
         server = self._world.server(self._world.device, self._number)
-        load = DeviceLoad(server.running, server.queued, server.model.parallel, None, None)
+        load = DeviceLoad(
+            server.running, server.queued, server.model.parallel, None, None, server.model.contention
+        )
         return {DEVICE_MODEL: load}
 
 

@@ -42,6 +42,7 @@ class DeviceTier:
                 parallel=stats.n_parallel,
                 prefill_tokens_per_s=stats.prefill_tokens_per_s,
                 decode_tokens_per_s=stats.decode_tokens_per_s,
+                decode_slowdown=stats.decode_slowdown,
             )
         return found
 

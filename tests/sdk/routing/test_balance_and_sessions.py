@@ -83,7 +83,7 @@ def test_equal_nodes_share_the_load_and_one_request_always_goes_the_same_way() -
 
 def test_of_two_drawn_the_less_loaded_is_taken() -> None:
     busy = (node("n0", running=3), *NODES[1:])
-    fair = [replace(state, speed_is_shared=True) for state in busy]  # equally fast, though one has company
+    fair = [replace(state, decode_slowdown=0.0) for state in busy]  # equally fast, though one has company
     counts = Counter(chosen(decide(fair)) for _ in range(500))
     assert counts["n0"] == 0
 
@@ -95,14 +95,44 @@ def test_a_slower_node_is_no_equal() -> None:
 
 def test_what_is_under_way_keeps_the_next_from_the_same_node() -> None:
     dispatch = Dispatch()
-    for _ in range(40):
-        dispatch.begin(f"mec/{chosen(decide(dispatch=dispatch))}/m:1")
-    counts = dispatch.in_flight
-    assert sorted(counts.values())[0] >= 6
-    for id in list(counts):
-        for _ in range(counts[id]):
-            dispatch.end(id)
-    assert not dispatch.in_flight
+    sent = [dispatch.begin(f"mec/{chosen(decide(dispatch=dispatch))}/m:1") for _ in range(40)]
+    assert min(there.count for there in dispatch.under_way.values()) >= 6
+    for one in sent:
+        one.end()
+    assert not any(there.count for there in dispatch.under_way.values())
+
+
+def test_prompts_under_way_take_their_time_until_their_first_token() -> None:
+    now = 100.0
+    dispatch = Dispatch(clock=lambda: now)
+    first = dispatch.begin("mec/n1/m:1", prefill_ms=1000)
+    second = dispatch.begin("mec/n1/m:1", prefill_ms=300)
+    there = dispatch.under_way["mec/n1/m:1"]
+    assert there.prefill_left_ms(now) == pytest.approx(1300)
+    now = 100.4
+    assert there.prefill_left_ms(now) == pytest.approx(900)
+    now = 100.7
+    first.first_token()  # sooner than predicted
+    first.first_token()
+    assert there.prefill_left_ms(now) == pytest.approx(300)
+    now = 105.0
+    assert there.prefill_left_ms(now) == 0  # later than predicted
+    second.end()
+    first.end()
+    assert there.count == 0
+    now = 106.0
+    dispatch.begin("mec/n1/m:1", prefill_ms=50)
+    assert there.prefill_left_ms(now) == pytest.approx(50)
+
+
+def test_targets_with_nothing_under_way_are_forgotten() -> None:
+    dispatch = Dispatch()
+    kept = dispatch.begin("mec/kept/m:1")
+    for number in range(5000):
+        dispatch.begin(f"mec/n{number}/m:1").end()
+    assert len(dispatch.under_way) <= 300
+    assert dispatch.under_way["mec/kept/m:1"].count == 1
+    kept.end()
 
 
 def test_round_robin_goes_by_capacity() -> None:
@@ -110,21 +140,18 @@ def test_round_robin_goes_by_capacity() -> None:
     targets = (node("small", parallel=2), node("large", parallel=6))
     for _ in range(80):
         name = chosen(decide(targets, dispatch=dispatch, balance="round-robin"))
-        dispatch.begin(f"mec/{name}/m:1")
-        dispatch.end(f"mec/{name}/m:1")
+        dispatch.begin(f"mec/{name}/m:1").end()
     assert dispatch.served("mec/large/m:1") == pytest.approx(60, abs=1)
 
 
 def test_a_node_that_joins_is_not_flooded_by_round_robin() -> None:
     dispatch = Dispatch()
     for index in range(100_000):
-        dispatch.begin(f"mec/n{index % 4}/m:1")
-        dispatch.end(f"mec/n{index % 4}/m:1")
+        dispatch.begin(f"mec/n{index % 4}/m:1").end()
     names = []
     for _ in range(100):
         names.append(chosen(decide(NODES, dispatch=dispatch, balance="round-robin")))
-        dispatch.begin(f"mec/{names[-1]}/m:1")
-        dispatch.end(f"mec/{names[-1]}/m:1")
+        dispatch.begin(f"mec/{names[-1]}/m:1").end()
     assert 20 <= names.count("n4") < 75
 
 
@@ -222,9 +249,9 @@ def test_hedges_are_bounded_by_their_share() -> None:
     dispatch = Dispatch(hedge_budget=0.1)
     taken = 0
     for _ in range(1000):
-        dispatch.begin("a")
+        sent = dispatch.begin("a")
         taken += dispatch.take_hedge()
-        dispatch.end("a")
+        sent.end()
     assert 90 <= taken <= 106
     assert not dispatch.take_hedge(weight=50)
 
@@ -300,7 +327,8 @@ def test_whatever_telemetry_says_there_is_a_decision_or_a_clear_error() -> None:
             "max_cost_usd": dice.choice([None, 0, 1e-5]),
             "zone": dice.choice([None, "z", "y"]),
         }
-        odd = Correction(*(dice.choice([0.1, 1, 10]) for _ in range(3)), samples=dice.randint(0, 9))
+        ttft, decode, length = (dice.choice([0.1, 1, 10]) for _ in range(3))
+        odd = Correction(ttft, (decode,) * 4, length, samples=dice.randint(0, 9))
         request = ask(dice.choice([FIRST, SECOND]), **{k: v for k, v in asked.items() if v is not None})
         context = Context(
             RequestFeatures(dice.random(), (), dice.randint(1, 5000), dice.randint(0, 500)),

@@ -12,7 +12,7 @@ import pytest
 from mecroute.context import RequestFeatures
 from mecroute.decision import Candidate, Scores
 from mecroute.outcome import Segment
-from mecroute.predict.latency import Workload, latency_notes, predict_latency
+from mecroute.predict.latency import Ahead, Workload, latency_notes, predict_latency
 from mecroute.predict.residuals import NO_CORRECTION, Correction, Residuals
 from mecroute.target import Target, TargetState
 
@@ -29,11 +29,14 @@ def candidate(state: TargetState, work: Workload, correction: Correction, *, cac
         state.target, p.ttft_ms, p.p50_ms, p.p95_ms, 0.8, 0.0, 1.0, Scores(1, 1, 1, 1, 1),
         ttft_ms_p95=p.ttft_p95_ms, parts=p.parts, output_tokens=p.output_tokens,
         claimed_ttft_ms=p.claimed_ttft_ms, claimed_wait_ms=p.claimed_wait_ms,
+        crowd=p.crowd,
     )  # fmt: skip
 
 
 def test_the_parts_add_up_to_the_median() -> None:
-    p = predict_latency(replace(NODE, ready_in_ms=300, running=6), WORK, Correction(ttft=1.3, decode=1.1))
+    p = predict_latency(
+        replace(NODE, ready_in_ms=300, running=6), WORK, Correction(ttft=1.3, decode=(1.1,) * 4)
+    )
     parts = p.parts
     assert p.p50_ms == pytest.approx(
         parts.network_ms + parts.load_ms + parts.queue_ms + parts.prefill_ms + parts.decode_ms
@@ -57,12 +60,45 @@ def test_company_slows_decoding_and_a_full_node_makes_wait() -> None:
     assert shares[2] == shares[4]  # never more than `parallel` at once
     assert waits[:3] == [0, 0, 0]
     assert 0 < waits[3] < waits[4]
-    shared = predict_latency(replace(NODE, running=3, speed_is_shared=True), WORK, NO_CORRECTION)
-    assert shared.parts.decode_ms == pytest.approx(2000)  # the measured speed holds the company already
+    told = predict_latency(replace(NODE, running=3, decode_slowdown=0.1), WORK, NO_CORRECTION)
+    assert told.parts.decode_ms == pytest.approx(2600)  # as much as the node measured
 
 
 def test_requests_of_ones_own_count_before_a_report_does() -> None:
-    assert predict_latency(NODE, WORK, NO_CORRECTION, in_flight=8).parts.queue_ms > 0
+    assert predict_latency(NODE, WORK, NO_CORRECTION, ahead=Ahead(8)).parts.queue_ms > 0
+
+
+def test_prompts_that_stand_before_it_are_waited_for() -> None:
+    own = predict_latency(NODE, WORK, NO_CORRECTION, ahead=Ahead(1, 700.0))
+    assert own.parts.queue_ms == pytest.approx(700)
+    assert own.ttft_ms == pytest.approx(20 + 700 + 500)
+    # 600 tokens were left 0.4 s ago, by the node's word; of this client's some may be among them.
+    told = replace(NODE, running=2, prefill_left_tokens=600, told_at_s=10.0)
+    assert predict_latency(told, WORK, NO_CORRECTION, ahead=Ahead(now_s=10.4)).parts.queue_ms == (
+        pytest.approx(200)
+    )
+    assert predict_latency(told, WORK, NO_CORRECTION, ahead=Ahead(1, 300.0, now_s=10.4)).parts.queue_ms == (
+        pytest.approx(300)
+    )
+    assert predict_latency(told, WORK, NO_CORRECTION, ahead=Ahead(now_s=99.0)).parts.queue_ms == 0
+
+
+def test_what_every_request_takes_on_top_is_told_from_what_a_token_takes() -> None:
+    residuals, dice = Residuals(), random.Random(4)
+
+    def truth(tokens: int) -> float:
+        return 20 + 150 + 2.5 * max(0, tokens - 40)  # 40 tokens are in a cache, one takes 2.5 ms and not 1
+
+    for _ in range(60):
+        work = Workload(dice.choice([60, 100, 400, 1500]), 20, 20)
+        told = candidate(NODE, work, residuals.correction(NODE.target.id))
+        ttft = truth(work.prompt_tokens) * dice.lognormvariate(0, 0.05)
+        segment = Segment(NODE.target.id, "mec", output_tokens=20, ttft_ms=ttft, latency_ms=ttft + 380)
+        residuals.learn(told, RequestFeatures(0.5, (), work.prompt_tokens, 20), segment)
+    correction = residuals.correction(NODE.target.id)
+    for tokens in (50, 200, 1000, 3000):
+        p = predict_latency(NODE, Workload(tokens, 20, 20), correction)
+        assert p.ttft_ms == pytest.approx(truth(tokens), rel=0.1)
 
 
 def test_what_a_node_holds_already_is_not_prefilled() -> None:
@@ -162,8 +198,8 @@ def test_a_node_that_is_slower_or_faster_than_its_profile_keeps_being_believed(s
         residuals.learn(told, features, segment)
     correction = residuals.correction(NODE.target.id)
     assert correction.wait_ms is None
-    assert correction.ttft == pytest.approx(slow, rel=0.05)
-    assert correction.decode == pytest.approx(slow, rel=0.05)
+    assert candidate(NODE, WORK, correction).ttft_ms == pytest.approx(520 * slow, rel=0.05)
+    assert correction.decode[0] == pytest.approx(slow, rel=0.05)
 
 
 def test_a_node_that_claims_to_be_busy_and_is_not_gets_work_again() -> None:
@@ -184,7 +220,7 @@ def test_what_was_overtaken_by_a_hedge_widens_the_tail() -> None:
         residuals.overtaken(told, told.ttft_ms * 3)
     correction = residuals.correction(NODE.target.id)
     assert correction.ttft_spread > NO_CORRECTION.ttft_spread
-    assert correction.ttft > 1
+    assert candidate(NODE, WORK, correction).ttft_ms > told.ttft_ms
 
 
 def test_what_was_learned_outlives_a_restart_and_nonsense_in_it_is_left_out() -> None:
@@ -197,7 +233,8 @@ def test_what_was_learned_outlives_a_restart_and_nonsense_in_it_is_left_out() ->
     assert other.correction(NODE.target.id).ttft == residuals.correction(NODE.target.id).ttft
     assert other.correction(NODE.target.id).samples == 50
     broken = {
-        "log_ttft": math.nan,
+        "ttft_factor": math.nan,
+        "ttft_base_ms": 1e9,
         "log_decode": 1e9,
         "samples": -4,
         "ttft_spread": "wide",
@@ -205,7 +242,7 @@ def test_what_was_learned_outlives_a_restart_and_nonsense_in_it_is_left_out() ->
     }
     other.restore(NODE.target.id, broken)
     again = other.correction(NODE.target.id)
-    assert (again.ttft, again.decode, again.samples) == (1, 1, 0)
+    assert (again.ttft, again.ttft_base_ms, again.decode[0], again.samples) == (1, 0, 1, 0)
     other.forget()
     assert other.correction(NODE.target.id) is NO_CORRECTION
 
@@ -229,7 +266,7 @@ def test_numbers_that_cannot_be_never_reach_a_prediction() -> None:
             },
             **{name: dice.choice([*odd, -3, 10**9]) for name in ("running", "queued", "parallel")},
         )
-        p = predict_latency(state, WORK, NO_CORRECTION, in_flight=dice.randint(0, 3))
+        p = predict_latency(state, WORK, NO_CORRECTION, ahead=Ahead(dice.randint(0, 3), 5.0))
         assert all(math.isfinite(v) and v >= 0 for v in (p.ttft_ms, p.p50_ms, p.p95_ms, p.ttft_p95_ms)), state
         assert p.ttft_ms <= p.p50_ms <= p.p95_ms
         assert latency_notes(state, p, NO_CORRECTION, 0)

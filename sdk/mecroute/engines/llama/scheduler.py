@@ -94,7 +94,6 @@ class Scheduler:
         self._step_count = 0
         self._slices = PrefillPace()
         self._prefill_rate = Rate()
-        self._decode_rate = Rate()
         self._pace = PaceMeter()
         # Requests end far less often than steps: a longer memory, of time with something running.
         self._completion_rate = Rate(memory_s=30.0)
@@ -206,6 +205,17 @@ class Scheduler:
             self._answer_length.expected_left(limit, sequence.completed),
         )
 
+    def _prefill_left(self) -> int:
+        # What the cache holds of a waiting prompt would take a walk through it: as much as of the others.
+        waiting = [*self._residency.waiting, *self._queue]
+        computed = 1 - self._prefix_hit_tokens / self._prompt_tokens_total if self._prompt_tokens_total else 1
+        left = sum(
+            max(0, len(one.prompt) - len(one.slot.tokens))
+            for one in self._running
+            if one.next_token == PREFILLING
+        )
+        return left + round(computed * sum(len(one.request.prompt) for one in waiting))
+
     def _cancel(self, generation: Generation) -> None:
         # A running one is seen at the next step; a waiting one gives up its place at once.
         with self._changed:
@@ -218,6 +228,7 @@ class Scheduler:
             running, queued = self._in_slots(), len(self._queue)
             used = self._memory.used_tokens()
             full = running + queued >= self._n_parallel + self._max_queue
+            pace = self._pace.pace
             return EngineStats(
                 running=running,
                 queued=queued,
@@ -225,8 +236,10 @@ class Scheduler:
                 kv_used_tokens=used,
                 kv_cached_tokens=used - self._memory.pinned_tokens(),
                 kv_total_tokens=self._memory.kv_tokens,
-                prefill_tokens_per_s=self._prefill_rate.per_s,
-                decode_tokens_per_s=self._decode_rate.per_s,
+                prefill_tokens_per_s=1 / pace.prompt_s if pace else self._prefill_rate.per_s,
+                decode_tokens_per_s=pace.growth / pace.of_step(1) if pace else None,
+                decode_slowdown=pace.answer_s / pace.of_step(1) if pace else None,
+                prefill_left_tokens=self._prefill_left(),
                 tokens_total=self._tokens_total,
                 prompt_tokens_total=self._prompt_tokens_total,
                 prefix_hit_tokens=self._prefix_hit_tokens,
@@ -425,8 +438,6 @@ class Scheduler:
     def _measure(self, batch: Batch, chosen: int, finished: int, took_s: float) -> None:
         if batch.generating:
             self._slices.took(took_s, sliced=batch.sliced)
-            first_tokens = len(batch.choices) - batch.generating
-            self._decode_rate.add((chosen - first_tokens) / batch.generating, took_s)
             if self._speculator is not None and not batch.prefilled:
                 self._speculator.measured(batch.rows, took_s)
         if batch.prefilled >= MEASURABLE_PREFILL_ROWS:

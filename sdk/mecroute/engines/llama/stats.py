@@ -20,7 +20,10 @@ class EngineStats:
         kv_cached_tokens: those of them that only the prefix cache holds.
         kv_total_tokens: tokens the KV memory has room for.
         prefill_tokens_per_s: prompt tokens computed per second, of late; None until measured.
-        decode_tokens_per_s: tokens per second that one running request gets, of late; None until measured.
+        decode_tokens_per_s: tokens per second that a request would get alone, of late; None until measured.
+        decode_slowdown: how much longer a token takes for each other request that generates, as a share of
+            what it takes alone; None until measured.
+        prefill_left_tokens: prompt tokens of accepted requests that are not computed yet.
         tokens_total: tokens generated since the start.
         prompt_tokens_total: prompt tokens since the start, cached or not.
         prefix_hit_tokens: prompt tokens since the start that were not computed again.
@@ -46,6 +49,8 @@ class EngineStats:
     kv_total_tokens: int
     prefill_tokens_per_s: float | None
     decode_tokens_per_s: float | None
+    decode_slowdown: float | None
+    prefill_left_tokens: int
     tokens_total: int
     prompt_tokens_total: int
     prefix_hit_tokens: int
@@ -78,6 +83,7 @@ def combined(first: EngineStats, others: Sequence[EngineStats]) -> EngineStats:
         queued=sum(one.queued for one in every),
         kv_used_tokens=sum(one.kv_used_tokens for one in every),
         kv_total_tokens=sum(one.kv_total_tokens for one in every),
+        prefill_left_tokens=sum(one.prefill_left_tokens for one in every),
         tokens_total=sum(one.tokens_total for one in every),
         prompt_tokens_total=sum(one.prompt_tokens_total for one in every),
         prefix_hit_tokens=sum(one.prefix_hit_tokens for one in every),

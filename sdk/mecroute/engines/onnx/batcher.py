@@ -40,8 +40,8 @@ class OnnxStats:
             of those that failed.
         last_run_at: wall clock of the last run; None before the first.
         retry_after_s: when a request refused now is worth repeating; 0 if it would be accepted.
-        kv_used_tokens, kv_total_tokens, prefill_tokens_per_s, decode_tokens_per_s: what a generative engine
-            reports; a tensor model has no tokens.
+        kv_used_tokens, kv_total_tokens, prefill_tokens_per_s, decode_tokens_per_s, decode_slowdown,
+            prefill_left_tokens: what a generative engine reports; a tensor model has no tokens.
     """
 
     running: int
@@ -60,6 +60,8 @@ class OnnxStats:
     kv_total_tokens: int = 0
     prefill_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None
+    decode_slowdown: float | None = None
+    prefill_left_tokens: int = 0
 
 
 @dataclass(slots=True, eq=False)
