@@ -221,18 +221,18 @@ def test_the_agents_learn_the_ways_as_they_are() -> None:
     }
     network = {"jitter": 0.2, "rate_spread": 0, "bytes_per_token": 400, "upload_bytes_per_s": 1e6, "loss": 0}
     world, agents, _ = _agents(network=network, device=slow)
-    rates, seen = [], 0
+    rates, ways = [], []
     for number, client in enumerate(agents._clients):
         for watch in client._nodes.watches:
             if watch.link.rtt_ms is None:
                 continue
-            seen += 1
             place = next(i for i in world.nodes if world.places[i].target.node == watch.node.name)
-            usual = world.round_trip_ms(place, number)
-            assert watch.link.rtt_ms == pytest.approx(usual, rel=0.5)
+            ways.append(watch.link.rtt_ms / world.round_trip_ms(place, number))
             if watch.link.upload_bytes_per_s is not None:
                 rates.append(watch.link.upload_bytes_per_s)
-    assert seen >= 4
+    assert len(ways) >= 4
+    assert sorted(ways)[len(ways) // 2] == pytest.approx(1, rel=0.3)
+    assert all(0.5 < way < 2 for way in ways)  # of some, a single exchange is known
     assert sorted(rates)[len(rates) // 2] == pytest.approx(1e6, rel=0.3)
 
 
