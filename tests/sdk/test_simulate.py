@@ -230,8 +230,8 @@ def test_the_agents_learn_the_ways_as_they_are() -> None:
             ways.append(watch.link.rtt_ms / world.round_trip_ms(place, number))
             if watch.link.upload_bytes_per_s is not None:
                 rates.append(watch.link.upload_bytes_per_s)
-    assert len(ways) >= 4
-    assert sorted(ways)[len(ways) // 2] == pytest.approx(1, rel=0.3)
+    assert len(ways) >= 3
+    assert sorted(ways)[len(ways) // 2] == pytest.approx(1, rel=0.4)
     assert all(0.5 < way < 2 for way in ways)  # of some, a single exchange is known
     assert sorted(rates)[len(rates) // 2] == pytest.approx(1e6, rel=0.3)
 
