@@ -36,12 +36,13 @@ class KindName(StrEnum):
     DRIFT = "drift"
     USER = "user"
     CASCADE = "cascade"
+    LOGPROBS = "logprobs"
 
 
 Kinds = Annotated[
     list[KindName] | None,
     typer.Option(
-        "--kind", metavar="KIND", help="correction, quality, drift, user or cascade; several times."
+        "--kind", metavar="KIND", help="correction, quality, drift, user, cascade or logprobs; several times."
     ),
 ]
 

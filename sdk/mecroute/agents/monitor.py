@@ -13,6 +13,7 @@ from mecroute.cascade.judged import JudgedAnswers
 from mecroute.config.cascade import CascadeConfig
 from mecroute.decision import Annotated, Decision
 from mecroute.errors import InvalidRequestError
+from mecroute.evidence.confidence import LogprobEvidence
 from mecroute.evidence.drift import DriftMonitor
 from mecroute.evidence.learning import Judgement, Learned, Learning
 from mecroute.evidence.lengths import UsualLengths, known_as
@@ -67,6 +68,7 @@ class MonitorAgent:
         self._replies: OrderedDict[str, _Reply] = OrderedDict()
         self.quality = QualityEvidence()
         self.drift = DriftMonitor()
+        self.confidence = LogprobEvidence()
         #: What is known of first answers, and from which score on they are kept.
         self.cascade = JudgedAnswers(cascade or CascadeConfig())
         kinds: dict[str, Learned] = {
@@ -75,8 +77,11 @@ class MonitorAgent:
             "quality": self.quality,
             "drift": self.drift,
             "cascade": self.cascade,
+            "logprobs": self.confidence,
         }
-        self._learning = Learning(store, self.quality, self.drift, kinds, on_judged=self.cascade.judged)
+        self._learning = Learning(
+            store, self.quality, self.drift, self.confidence, kinds, on_judged=self.cascade.judged
+        )
         self.cascade.ready()
 
     def close(self) -> None:

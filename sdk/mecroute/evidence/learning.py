@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mecroute.decision import Candidate
+from mecroute.evidence.confidence import LogprobEvidence
 from mecroute.evidence.drift import DriftMonitor
 from mecroute.evidence.posterior import CLEAN_WEIGHT, SIGN_WEIGHTS, QualityEvidence
 from mecroute.evidence.regret import regret
@@ -86,6 +87,7 @@ class Learning:
         store: StateStore,
         quality: QualityEvidence,
         drift: DriftMonitor,
+        confidence: LogprobEvidence,
         kinds: Mapping[str, Learned],
         *,
         on_judged: Callable[[Judgement], None] | None = None,
@@ -95,6 +97,7 @@ class Learning:
         self._on_judged = on_judged
         self._quality = quality
         self._drift = drift
+        self._confidence = confidence
         self._kinds = kinds
         self._clock = clock
         self._saved_at = clock()
@@ -140,6 +143,8 @@ class Learning:
     def _judge(self, item: Judgement, batch: Batch) -> None:
         if self._on_judged is not None:
             self._on_judged(item)
+        if item.is_settled and item.source != "signals":
+            self._confidence.judged(item.request_id, item.target_id, item.score)
         self._quality.add(
             item.target_id,
             item.complexity,
@@ -169,6 +174,8 @@ class Learning:
             if item.answer is not None and given is not None and outcome.error is None:
                 seen = signals(item.answer)
                 if len(provenance.segments) == 1:
+                    if seen.mean_logprob is not None:
+                        self._confidence.saw(provenance.request_id, seen.mean_logprob)
                     self._weigh(item, seen, given, batch)
         bad = seen is not None and bool(seen.bad)
         fell_short = None
@@ -209,10 +216,14 @@ class Learning:
         decision = item.provenance.decision
         predicted = given.quality - given.quality_adjusted_by
         if not seen.bad:
-            # No bad sign is no proof of a right answer: it counts as what was predicted.
+            # No bad sign is no proof of a right answer: it counts as what was predicted, or as what its
+            # log-probabilities make of that.
+            score = None
+            if seen.mean_logprob is not None:
+                score = self._confidence.quality(given.target.id, seen.mean_logprob, predicted)
             self._quality.add(
                 given.target.id, decision.features.complexity,
-                score=predicted, weight=CLEAN_WEIGHT, predicted=predicted,
+                score=predicted if score is None else score, weight=CLEAN_WEIGHT, predicted=predicted,
             )  # fmt: skip
             return
         judgement = Judgement(

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mecroute.cascade.judged import judged_answers
 from mecroute.config.cascade import CascadeConfig
+from mecroute.evidence.confidence import LogprobEvidence
 from mecroute.evidence.drift import DriftMonitor
 from mecroute.evidence.posterior import BUCKETS, QualityEvidence
 from mecroute.state.store import LearnedRow
 
-Kind = Literal["correction", "quality", "drift", "user", "cascade"]
-KINDS: tuple[Kind, ...] = ("correction", "quality", "drift", "user", "cascade")
+Kind = Literal["correction", "quality", "drift", "user", "cascade", "logprobs"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def listed(rows: Iterable[LearnedRow]) -> list[dict[str, Any]]:
     """One JSON object per entry: kind, name, when it changed, what it says, and its own numbers."""
-    described = {"correction": _correction, "quality": _quality, "drift": _drift, "user": _user}
+    described = {
+        "correction": _correction,
+        "quality": _quality,
+        "drift": _drift,
+        "user": _user,
+        "logprobs": _logprobs,
+    }
     found, pages = [], []
     for row in rows:
         if row.kind in described:
@@ -84,6 +91,18 @@ def _quality(row: LearnedRow) -> str:
             right, expected = known.successes / known.weight, known.predicted / known.weight
             told.append(f"{kind}: {right:.2f} right, {expected:.2f} expected ({known.weight:.1f} answers)")
     return "; ".join(told) or "damaged"
+
+
+def _logprobs(row: LearnedRow) -> str:
+    evidence = LogprobEvidence()
+    evidence.restore(row.name, row.value)
+    for _, known in evidence:
+        right, wrong = known.right, known.wrong
+        return (
+            f"mean log-probability {right.mean:.2f} of {right.count:.0f} right answers, "
+            f"{wrong.mean:.2f} of {wrong.count:.0f} wrong ones"
+        )
+    return "damaged"
 
 
 def _drift(row: LearnedRow) -> str:
