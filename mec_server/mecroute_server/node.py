@@ -254,4 +254,5 @@ def _describe(slot: ModelSlot) -> dict[str, Any]:
         "quantization": quantization,
         "accuracy": slot.model.accuracy if slot.model is not None else None,
         "tasks": slot.tasks,
+        "labels": slot.labels,
     }

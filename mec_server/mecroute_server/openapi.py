@@ -140,7 +140,9 @@ BODIES: dict[str, _Schema] = {
         encoding_format=_one_of("float", "base64"),
         dimensions=_whole(1),
     ),
-    "/v1/classify": _object("model input", model=_NAME, input=_TEXTS, top_k=_whole(1)),
+    "/v1/classify": _object(
+        "model input", model=_NAME, input=_TEXTS, labels=_list(_NAME, 1), top_k=_whole(1)
+    ),
     "/v1/rerank": _object(
         "model query documents",
         model=_NAME,

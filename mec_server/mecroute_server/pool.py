@@ -396,7 +396,7 @@ class EnginePool:
             self.residency.appraise(slot, loaded)
             previous, slot.loaded = slot.loaded, loaded
             slot.model = model
-            slot.seen_tasks = slot.tasks
+            slot.seen_tasks, slot.seen_labels = slot.tasks, slot.labels
             self.loads[slot.ref] += 1
             self.load_seconds[slot.ref] += load_s
             slot.last_load_s = round(load_s, 3)

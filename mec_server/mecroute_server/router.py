@@ -94,10 +94,22 @@ def create_router_app(config: Config) -> FastAPI:
             return Response(status_code=499)
         return JSONResponse({**answer.to_dict(), "mecroute": answer.mecroute.to_dict()})
 
+    @app.post("/v1/classify")
+    async def classify(request: Request) -> Response:
+        body = await read_json_object(request, max_bytes)
+        try:
+            answer = await unless_caller_leaves(
+                request, _client(request).classify(**_arguments(request, body, "input"))
+            )
+        except CallerLeftError:
+            return Response(status_code=499)
+        return JSONResponse({**answer.to_dict(), "mecroute": answer.mecroute.to_dict()})
+
     @app.post("/v1/route")
     async def route(request: Request) -> Response:
         body = await read_json_object(request, max_bytes)
-        decision = await _client(request).route(**_arguments(request, body, "messages"))
+        asks = "input" if "input" in body else "messages"
+        decision = await _client(request).route(**_arguments(request, body, asks))
         return JSONResponse(decision.to_dict())
 
     return app

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mecroute.classification import places_of
 from mecroute.errors import InvalidRequestError
 from mecroute_server.embedding import cosines
 from mecroute_server.encoding import compute_groups, embed
@@ -17,15 +18,21 @@ if TYPE_CHECKING:
 
 
 async def class_probabilities(
-    lease: OnnxLease, texts: Sequence[str]
-) -> tuple[list[list[float]], tuple[str, ...], int]:
+    lease: OnnxLease, texts: Sequence[str], wanted: Sequence[str] | None = None
+) -> tuple[list[list[float]], Sequence[str], int]:
     """Classify texts.
+
+    Args:
+        lease: the model.
+        texts: not empty.
+        wanted: the classes to choose from; None for all.
 
     Returns:
         Probabilities [texts, classes], the classes, and the number of tokens read.
 
     Raises:
         InvalidRequestError: the model is no text classifier.
+        UnknownLabelError: it lacks a class that is wanted.
         OverloadedError: its queue is full.
     """
     classifier = lease.engine.classifier
@@ -36,8 +43,10 @@ async def class_probabilities(
             "config.json with id2label",
             model=lease.ref,
         )
-    rows, tokens = await _probabilities(classifier, texts)
-    return rows, classifier.classes.labels, tokens
+    labels = classifier.classes.labels
+    places = places_of(labels, wanted, lease.ref)
+    rows, tokens = await _probabilities(classifier, texts, places)
+    return rows, labels if wanted is None else wanted, tokens
 
 
 async def relevance(lease: OnnxLease, query: str, documents: Sequence[str]) -> tuple[list[float], int]:
@@ -64,12 +73,14 @@ async def relevance(lease: OnnxLease, query: str, documents: Sequence[str]) -> t
     return [row[0] for row in rows], tokens
 
 
-async def _probabilities(classifier: TextClassifier, texts: Sequence[Text]) -> tuple[list[list[float]], int]:
+async def _probabilities(
+    classifier: TextClassifier, texts: Sequence[Text], places: Sequence[int] | None = None
+) -> tuple[list[list[float]], int]:
     groups, tokens = await asyncio.to_thread(classifier.groups, texts)
     rows: list[Any] = [None] * len(texts)
 
     def take(group: TextGroup, outputs: Mapping[str, Any]) -> None:
-        for place, row in zip(group.places, classifier.probabilities(outputs), strict=True):
+        for place, row in zip(group.places, classifier.probabilities(outputs, places), strict=True):
             rows[place] = row.tolist()
 
     await compute_groups(classifier, groups, take)

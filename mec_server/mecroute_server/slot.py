@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mecroute.engines.llama.engine import LlamaEngine
 from mecroute.errors import InvalidRequestError, MecrouteError
+from mecroute.nodes.report import MOST_LABELS_REPORTED
 from mecroute_registry.facts import ModelVersion, Task
 from mecroute_server.budget import Heat
 
@@ -212,6 +213,7 @@ class ModelSlot:
     leaving: bool = False
     #: What the model could be asked for when it was last in memory, where nothing else says it.
     seen_tasks: tuple[Task, ...] = ()
+    seen_labels: tuple[str, ...] | None = None
     #: How long its last load took, also once it has left memory.
     last_load_s: float | None = None
     #: time.monotonic() of the last failure.
@@ -244,6 +246,15 @@ class ModelSlot:
         if not able:
             return stated or (("infer",) if self.is_onnx else _GENERATES)
         return tuple(task for task in able if task in stated) or able
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The classes of a text classifier; None where it is none, was never loaded, or has very many."""
+        if self.loaded is None:
+            return self.seen_labels
+        classifier = getattr(self.loaded.engine, "classifier", None)
+        labels = classifier.classes.labels if classifier is not None else ()
+        return labels if 0 < len(labels) <= MOST_LABELS_REPORTED else None
 
     @property
     def name(self) -> str:

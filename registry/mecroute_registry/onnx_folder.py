@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,6 +17,8 @@ CONFIG_FILE = "config.json"
 TEXT_FILES = (TOKENIZER_FILE, CONFIG_FILE, "tokenizer_config.json", "sentence_bert_config.json")
 _MODEL_FILES = ("model.onnx", "onnx/model.onnx")
 _MAX_CONFIG_BYTES = 16 << 20
+#: Tokens a text may have where no file beside the model says it.
+_DEFAULT_TOKENS = 512
 
 
 def model_file(path: Path) -> Path:
@@ -94,14 +97,45 @@ def tasks_of(path: Path, facts: OnnxFacts) -> tuple[Task, ...]:
 
 def read_config(folder: Path) -> dict[str, Any] | None:
     """The `config.json` of a folder; None where there is none that can be read."""
-    path = folder / CONFIG_FILE
+    return read_json(folder / CONFIG_FILE)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is none that can be read."""
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             return None
-        config = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return config if isinstance(config, dict) else None
+    return value if isinstance(value, dict) else None
+
+
+def labels_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The classes that a configuration names, by the place of their logits; None where it does not."""
+    named = config.get("id2label")
+    if not isinstance(named, dict) or not named or set(named) != {str(at) for at in range(len(named))}:
+        return None
+    return tuple(str(named[str(at)]) for at in range(len(named)))
+
+
+def max_tokens(told: Mapping[str, Mapping[str, Any] | None]) -> int:
+    """How many tokens a text may have.
+
+    Args:
+        told: what the files of `TEXT_FILES` that there are say, by their names.
+    """
+    found: list[int] = []
+    for name, key in (
+        (CONFIG_FILE, "max_position_embeddings"),
+        ("tokenizer_config.json", "model_max_length"),
+        ("sentence_bert_config.json", "max_seq_length"),
+    ):
+        value = (told.get(name) or {}).get(key)
+        # Where it is unknown, transformers writes 10**30.
+        if isinstance(value, int) and 1 <= value <= 1 << 17:
+            found.append(value)
+    return min(found, default=_DEFAULT_TOKENS)
 
 
 def states_classes(config: dict[str, Any]) -> bool:

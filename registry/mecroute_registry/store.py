@@ -174,6 +174,10 @@ class Registry:
             self._hash(model, file, None)
         return self.layout.blob_path(file.digest)
 
+    def companions(self, model: ModelVersion) -> dict[str, Path]:
+        """Return where the files beside a model's file lie, by their names; nothing is verified."""
+        return {file.path: self.layout.blob_path(file.digest) for file in model.companions}
+
     def verify(self, model: ModelVersion, progress: Progress | None = None) -> None:
         """Hash the model's files again, whatever was verified before.
 

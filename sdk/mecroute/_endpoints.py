@@ -149,12 +149,18 @@ class AsyncEmbeddings:
 
 
 async def classify(
-    runtime: GetRuntime, texts: str | Sequence[str], model: str, requirements: Asked, options: dict[str, Any]
+    runtime: GetRuntime,
+    texts: str | Sequence[str],
+    labels: Sequence[str] | None,
+    model: str,
+    requirements: Asked,
+    options: dict[str, Any],
 ) -> Classification:
     """See `AsyncClient.classify`."""
-    request = ingest("classify", model=model, body={**options, "input": texts}, requirements=requirements)
-    body, provenance = await (await runtime()).pipeline.complete(request)
-    answer = _shape(Classification, body)
+    body = {**options, "input": texts, "labels": labels}
+    request = ingest("classify", model=model, body=body, requirements=requirements)
+    answered, provenance = await (await runtime()).pipeline.complete(request)
+    answer = _shape(Classification, answered)
     answer._mecroute = provenance
     return answer
 

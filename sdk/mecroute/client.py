@@ -59,6 +59,7 @@ class AsyncClient:
         *,
         messages: Messages | None = None,
         input: str | Sequence[str] | None = None,
+        labels: Sequence[str] | None = None,
         model: str = "auto",
         requirements: Asked = None,
         **options: Any,
@@ -67,14 +68,18 @@ class AsyncClient:
 
         Args:
             messages: a chat request; or
-            input: an embedding request.
+            input: an embedding request; or with
+            labels: a request for one of these classes.
             model, requirements, options: as for the request itself.
 
         Returns:
             The decision; its `candidates` are empty when every target was rejected.
         """
         body: dict[str, Any] = dict(options)
-        if input is not None:
+        if labels is not None:
+            body |= {"input": input, "labels": labels}
+            request = ingest("classify", model=model, body=body, requirements=requirements)
+        elif input is not None:
             request = ingest("embed", model=model, body={**body, "input": input}, requirements=requirements)
         else:
             request = ingest(
@@ -84,26 +89,30 @@ class AsyncClient:
 
     async def classify(
         self,
-        *,
         input: str | Sequence[str],
+        *,
+        labels: Sequence[str] | None = None,
         model: str = "auto",
         requirements: Asked = None,
         **options: Any,
     ) -> Classification:
-        """Say what class each text is of, on a MEC node with a text classifier.
+        """Say what class each text is of: a trained classifier does, or a chat model that is told the labels.
 
         Args:
             input: a text or several.
-            model: name it: the classes are the model's, and `auto` takes any classifier there is.
+            labels: the classes to choose from. A classifier that has them all is asked as if it had no
+                others; a chat model is asked for each text, with a JSON schema. Without them only classifiers
+                are asked, and the classes are the model's own: name it.
+            model: as for chat.
             requirements: what the caller asks of the answer.
             options: `top_k`, the classes to name in each `scores`.
 
         Returns:
-            One class per text, with the probabilities of all.
+            One class per text, with the probabilities of all where a classifier answered.
 
         Raises: as for chat.
         """
-        return await _endpoints.classify(self._runtime, input, model, requirements, options)
+        return await _endpoints.classify(self._runtime, input, labels, model, requirements, options)
 
     async def infer(
         self,
@@ -173,6 +182,7 @@ class Client:
         *,
         messages: Messages | None = None,
         input: str | Sequence[str] | None = None,
+        labels: Sequence[str] | None = None,
         model: str = "auto",
         requirements: Asked = None,
         **options: Any,
@@ -180,21 +190,27 @@ class Client:
         """Decide where a request would go, without running it; see `AsyncClient.route`."""
         return self._loop.run(
             self._async.route(
-                messages=messages, input=input, model=model, requirements=requirements, **options
+                messages=messages,
+                input=input,
+                labels=labels,
+                model=model,
+                requirements=requirements,
+                **options,
             )
         )
 
     def classify(
         self,
-        *,
         input: str | Sequence[str],
+        *,
+        labels: Sequence[str] | None = None,
         model: str = "auto",
         requirements: Asked = None,
         **options: Any,
     ) -> Classification:
         """Say what class each text is of; see `AsyncClient.classify`."""
         return self._loop.run(
-            self._async.classify(input=input, model=model, requirements=requirements, **options)
+            self._async.classify(input, labels=labels, model=model, requirements=requirements, **options)
         )
 
     def infer(

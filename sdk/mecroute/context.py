@@ -30,6 +30,11 @@ class RequestFeatures:
         question: what it asks for; None where that does not apply (embeddings, tensors).
         conversation: where the conversation stands; None where there is none.
         turns: messages of the user in it; 0 without a conversation.
+        longest_tokens: estimated tokens of the longest of several texts, each of which is read by itself; 0
+            where there is only one, which is the whole.
+        texts: how many texts there are.
+        chat_prompt_tokens, chat_output_tokens: what a chat model reads beside a text and writes for it, that
+            is asked for a class of it; 0 where none can be asked.
     """
 
     complexity: float
@@ -42,6 +47,10 @@ class RequestFeatures:
     question: Question | None = None
     conversation: Conversation | None = None
     turns: int = 0
+    longest_tokens: int = 0
+    texts: int = 1
+    chat_prompt_tokens: int = 0
+    chat_output_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

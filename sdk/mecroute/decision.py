@@ -10,6 +10,7 @@ from mecroute.cascade.plan import CascadePlan
 from mecroute.context import RequestFeatures
 from mecroute.requirements import Requirements
 from mecroute.target import Target
+from mecroute_registry.facts import Task
 
 #: Why a target cannot serve a request: the hard constraints, by name.
 Reason = Literal[
@@ -19,6 +20,7 @@ Reason = Literal[
     "offline",
     "metered",
     "capability",
+    "labels",
     "context_length",
     "memory",
     "battery",
@@ -111,6 +113,8 @@ class Candidate:
         crowd: 0..3, how many others were expected beside it: none, less than half the slots, more, all.
         notes: where the numbers come from, and what had to be assumed.
         quality_adjusted_by: what evidence added to the predicted quality, -1..1.
+        task: what it is asked for: `chat` where a chat model is asked for classes; None: what the request is
+            for.
     """
 
     target: Target
@@ -132,6 +136,7 @@ class Candidate:
     crowd: int = 0
     notes: Sequence[str] = ()
     quality_adjusted_by: float = 0.0
+    task: Task | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The candidate as JSON types."""
@@ -155,6 +160,7 @@ class Candidate:
             "claimed_wait_ms": self.claimed_wait_ms,
             "crowd": self.crowd,
             "quality_adjusted_by": self.quality_adjusted_by,
+            "task": self.task,
             "notes": list(self.notes),
         }
 

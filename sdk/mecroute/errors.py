@@ -5,7 +5,8 @@ MecrouteError
 │   ├── ConfigError                a configuration file, variable or flag
 │   ├── InvalidRequestError        a request no target could serve as written
 │   │   ├── ContextLengthError     prompt and output do not fit any context window
-│   │   └── InvalidSnapshotError   what should be an exported conversation is none
+│   │   ├── InvalidSnapshotError   what should be an exported conversation is none
+│   │   └── UnknownLabelError      one classifier lacks a class that is wanted; another may have it
 │   ├── AuthenticationError        no key, or a key that is not accepted
 │   └── MissingExtraError          an optional part is not installed
 ├── TierError                      a place that should have answered did not
@@ -13,6 +14,7 @@ MecrouteError
 │   ├── NodeNotReadyError          the node is up but cannot serve this now
 │   ├── TierUnreachableError       connection refused, reset, timed out, or a 5xx
 │   ├── TierResponseError          an answer that is not what the protocol promises
+│   │   └── NoClassError           a chat model was asked for a class and named none of them
 │   └── AllTargetsFailedError      every ranked target was tried and failed
 ├── ArtifactError                  a model or artifact problem
 │   ├── ModelNotFoundError
@@ -69,6 +71,7 @@ __all__ = [
     "MecrouteError",
     "MissingExtraError",
     "ModelNotFoundError",
+    "NoClassError",
     "NoEligibleTargetError",
     "NodeNotFoundError",
     "NodeNotReadyError",
@@ -82,6 +85,7 @@ __all__ = [
     "TierError",
     "TierResponseError",
     "TierUnreachableError",
+    "UnknownLabelError",
     "UsageError",
 ]
 
@@ -106,6 +110,12 @@ class InvalidSnapshotError(InvalidRequestError):
     """What should be an exported conversation is none, or was cut off or changed."""
 
     code = "invalid_snapshot"
+
+
+class UnknownLabelError(InvalidRequestError):
+    """A classifier has no such class. It is in order, and another target may know the class."""
+
+    code = "unknown_label"
 
 
 class AuthenticationError(UsageError):
@@ -153,6 +163,12 @@ class TierResponseError(TierError):
     """The service answered with something its protocol does not allow."""
 
     code = "tier_response_error"
+
+
+class NoClassError(TierResponseError):
+    """A chat model that was asked for a class named none of them."""
+
+    code = "no_class"
 
 
 class AllTargetsFailedError(TierError):

@@ -15,6 +15,7 @@ from typing import Any
 
 from mecroute.agents.monitor import MonitorAgent
 from mecroute.chunks import finish_reason, has_calls, take_text, whole_usage
+from mecroute.classification import classify_in_chat
 from mecroute.continuation import OverlapTrimmer, continue_body
 from mecroute.decision import Candidate, Decision
 from mecroute.errors import (
@@ -26,10 +27,12 @@ from mecroute.errors import (
     DeadlineExceededError,
     MecrouteError,
     MissingExtraError,
+    NoClassError,
     OverloadedError,
     RequestRefusedError,
     TargetTooSlowError,
     TierError,
+    UnknownLabelError,
 )
 from mecroute.outcome import Segment
 from mecroute.race import race
@@ -44,6 +47,7 @@ FAILOVER = (
     TierError,
     OverloadedError,
     ContextLengthError,
+    UnknownLabelError,
     ArtifactError,
     AuthenticationError,
     MissingExtraError,
@@ -222,9 +226,7 @@ class Execution:
         sent = self._sent(candidate, hedge=hedge)
         try:
             async with self._deadline():
-                answered = await self._tiers[candidate.target.tier].complete(
-                    self._call(candidate, self.request.body if body is None else body)
-                )
+                answered = await self._ask(candidate, self.request.body if body is None else body)
         except FAILOVER as error:
             self._lost(index, segment, begun, error)
             return None
@@ -376,20 +378,32 @@ class Execution:
                 segment.overtaken_by = winner.target_id
                 self._monitor.overtaken(self.decision, segment)
 
-    def _call(self, candidate: Candidate, body: Mapping[str, Any]) -> Call:
+    async def _ask(
+        self, candidate: Candidate, body: Mapping[str, Any], *, id_suffix: str = ""
+    ) -> dict[str, Any]:
+        """A target's whole answer, in the shape of the request's task."""
+        tier, call = self._tiers[candidate.target.tier], self._call(candidate, body, id_suffix)
+        if candidate.task not in (None, call.task):
+            return await classify_in_chat(tier, call)
+        return await tier.complete(call)
+
+    def _call(self, candidate: Candidate, body: Mapping[str, Any], id_suffix: str = "") -> Call:
         left_s = self.request.remaining_s()
         deadline_ms = None if left_s is None else left_s * 1000
         request = self.request
-        return Call(request.task, candidate.target, body, request.id, deadline_ms, request.payer)
+        id = request.id + id_suffix
+        return Call(request.task, candidate.target, body, id, deadline_ms, request.payer)
 
     def _lost(self, index: int, segment: Segment, begun: float, error: MecrouteError) -> None:
         segment.latency_ms = (time.monotonic() - begun) * 1000
         segment.error = error.message
         self._failed.add(index)
         self._attempts.append((segment.target_id, error))
-        # A deadline too short for one request, or a budget without room, says nothing of the target: it need
-        # not rest.
-        if not isinstance(error, (DeadlineExceededError, BudgetExceededError)):
+        if isinstance(error, NoClassError):
+            self._monitor.named_no_class(self.decision, segment)
+        # A deadline too short for one request, a budget without room or a class that it does not know say
+        # nothing of the target: it need not rest. Nor need one that did answer.
+        elif not isinstance(error, (DeadlineExceededError, BudgetExceededError, UnknownLabelError)):
             retry_after_s = getattr(error, "retry_after_s", None)
             self._monitor.failed(segment.target_id, error.message, retry_after_s=retry_after_s)
 

@@ -16,7 +16,7 @@ from mecroute.caching.answers import Remembered
 from mecroute.cascade.execution import CascadeExecution
 from mecroute.cascade.plan import Verdict
 from mecroute.config.schema import Config
-from mecroute.decision import Decision
+from mecroute.decision import Candidate, Decision
 from mecroute.device.bandwidth import bandwidth
 from mecroute.errors import MecrouteError, NoEligibleTargetError
 from mecroute.evidence.explore import Explorer
@@ -32,6 +32,8 @@ from mecroute_registry.facts import Tier as TierName
 
 #: Of the time before a deadline, for reports of nodes that were never heard of, and for a similar question.
 _SHARE_FOR_LOOKING = 0.3
+#: Candidates among which a text model is looked for that should be loaded: reading them all takes time.
+_LOOKED_AT = 32
 
 
 class Pipeline:
@@ -62,6 +64,8 @@ class Pipeline:
         self._dispatch = Dispatch(hedge_budget=config.router.hedge_budget)
         #: Told of every request before it is decided.
         self.on_request: Callable[[], None] | None = None
+        #: Told of the candidates of every request for vectors or classes, before the first of them is asked.
+        self.on_texts: Callable[[Sequence[Candidate]], None] | None = None
         self._gate = gate
         self._explorer = explorer
 
@@ -103,6 +107,8 @@ class Pipeline:
             return self._deliver_remembered(request, remembered)
         decision = await self._decided(request)
         execution = self._execution(request, decision)
+        if self.on_texts is not None and request.task in ("embed", "classify"):
+            self.on_texts(decision.candidates[:_LOOKED_AT])
         try:
             body = await execution.complete()
         except MecrouteError as error:

@@ -17,6 +17,7 @@ _DEEPEST = 200
 #: What 64 bits hold. Longer whole numbers are no seeds, counts or token ids.
 _LARGEST = 2**64
 _SHOWN_CHARS = 60
+_MOST_LABELS, _LABEL_CHARS = 1024, 200
 _PLAIN = frozenset({bool, type(None)})
 
 
@@ -32,11 +33,14 @@ def check_body(task: str, body: Mapping[str, Any]) -> None:
     elif task == "completion":
         if not isinstance(body.get("prompt"), str) or not body["prompt"]:
             raise InvalidRequestError("prompt must be a text that is not empty")
-    elif task in ("embed", "classify"):
+    elif task == "embed":
         _check_input(body.get("input"))
+    elif task == "classify":
+        _check_input(body.get("input"))
+        _check_labels(body.get("labels"))
     elif task == "infer":
         _check_tensors(body.get("inputs"))
-    for name in ("max_tokens", "max_completion_tokens", "n"):
+    for name in ("max_tokens", "max_completion_tokens", "n", "top_k")[: 4 if task == "classify" else 3]:
         value = body.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InvalidRequestError(f"{name} must be a whole number of at least 1, not {shown(value)}")
@@ -143,6 +147,23 @@ def _check_input(given: object) -> None:
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, Sequence) or not texts or not all(isinstance(t, str) and t for t in texts):
         raise InvalidRequestError("input must be a text or a list of texts, none of them empty")
+
+
+def _check_labels(labels: object) -> None:
+    if labels is None:
+        return
+    if not isinstance(labels, list | tuple) or not labels:
+        raise InvalidRequestError("labels must be a list of texts, at least one")
+    if len(labels) > _MOST_LABELS:
+        raise InvalidRequestError(f"labels has {len(labels)} classes; the limit is {_MOST_LABELS}")
+    for at, label in enumerate(labels):
+        if not isinstance(label, str) or not label.strip() or len(label) > _LABEL_CHARS:
+            raise InvalidRequestError(
+                f"labels[{at}] must be a text of at most {_LABEL_CHARS} characters, not {shown(label)}"
+            )
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise InvalidRequestError(f"labels has {shown(twice)} twice")
 
 
 def _check_tensors(tensors: object) -> None:

@@ -148,15 +148,24 @@ class Classified(_Shape):
 
     Args:
         label: the most probable class.
-        probs: the probability of every class, in the model's order.
-        scores: classes by falling probability.
+        probs: the probability of every class, in the order of the labels that were given, else in the
+            model's; empty where a chat model was asked.
+        num_classes: how many classes it was chosen from.
+        scores: classes by falling probability; of a chat model that of the label, where it is told.
     """
 
     index: int
     label: str
-    probs: list[float]
+    probs: list[float] = []
     num_classes: int
     scores: list[ClassScore] = []
+
+    @property
+    def score(self) -> float | None:
+        """The probability of the label, 0..1; None where a chat model was asked that does not tell."""
+        if self.scores:
+            return self.scores[0].score
+        return max(self.probs, default=None)
 
 
 class Classification(_Answer):

@@ -30,6 +30,7 @@ from mecroute_registry.store import Registry
 
 if TYPE_CHECKING:
     from mecroute.nodes.fleet import Fleet
+    from mecroute.tiers.device import DeviceTier
     from mecroute.tiers.http import Endpoint
 
 
@@ -60,7 +61,7 @@ class Runtime:
         cache = CacheAgent(config.cache, demand=demand, on_demand=keeper.counted if keeper else None)
         self._exits.callback(cache.close)
         tiers: dict[TierName, Tier] = {}
-        loads = self._add_device(config, tiers)
+        device = self._add_device(config, tiers)
         self.links = Links()
         self._health = CloudHealth()
         self.fleet = self._add_remote(config, tiers)
@@ -85,7 +86,7 @@ class Runtime:
                 self.registry,
                 self.fleet,
                 monitor,
-                loads=loads or (lambda: _NOTHING_LOADED),
+                loads=device.loads if device is not None else (lambda: _NOTHING_LOADED),
                 links=self.links,
                 health=self._health,
             ),
@@ -97,15 +98,17 @@ class Runtime:
             explorer=Explorer(config.monitor, gate),
             shadow=shadow,
         )
-        if config.placement.preload:
-            self._preload(config, demand, tiers)
+        if device is not None:
+            self.pipeline.on_texts = device.warm
+        if config.placement.preload and device is not None:
+            self._preload(config, demand, device)
 
     async def aclose(self) -> None:
         """Unload models, close connections, write the state."""
         await self._exits.aclose()
         self.pipeline.monitor.close()
 
-    def _add_device(self, config: Config, tiers: dict[TierName, Tier]) -> _Loads | None:
+    def _add_device(self, config: Config, tiers: dict[TierName, Tier]) -> DeviceTier | None:
         if not config.device.enabled:
             return None
         from mecroute.tiers.device import DeviceTier  # only where a device tier is wanted
@@ -113,19 +116,15 @@ class Runtime:
         device = DeviceTier(config.device, self.registry)
         self._exits.push_async_callback(device.aclose)
         tiers["device"] = device
-        return device.loads
+        return device
 
-    def _preload(self, config: Config, demand: Demand, tiers: Mapping[TierName, Tier]) -> None:
+    def _preload(self, config: Config, demand: Demand, device: DeviceTier) -> None:
         from mecroute.placement.preload import Preloader
-        from mecroute.tiers.device import DeviceTier
 
-        device = tiers.get("device")
-        if not isinstance(device, DeviceTier):
-            return
         preloader = Preloader(
             demand,
             models=self.registry.list,
-            loaded=device.loads,
+            loaded=device.language_models,
             load=device.preload,
             device=self.pipeline.context.device_state,
             battery_floor=config.device.battery_floor,
@@ -189,11 +188,6 @@ class Runtime:
         self._exits.push_async_callback(fleet.aclose)
         return fleet
 
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    _Loads = Callable[[], Mapping[str, DeviceLoad]]
 
 _NOTHING_LOADED: Mapping[str, DeviceLoad] = {}
 

@@ -56,6 +56,7 @@ class TargetState:
         told_at_s: when its load was told, in monotonic seconds.
         zone: where the node stands; None where unknown.
         prefixes: keys of the conversations whose tokens it holds (`mecroute.prefix_keys`).
+        labels: the classes that a classifier tells apart; None where it is none, or they are unknown.
         unavailable: why it cannot be used at all at this moment; None when it can.
     """
 
@@ -88,3 +89,4 @@ class TargetState:
     loss: float = 0.0
     upload_bytes_per_s: float | None = None
     download_bytes_per_s: float | None = None
+    labels: frozenset[str] | None = None

@@ -13,6 +13,7 @@ import pytest
 from mecroute_cli.doctor import installed
 from mecroute_cli.stack.processes import free_port
 from support.process import ROOT
+from support.tiny_encoder import write_text_classifier
 
 
 def _declared() -> dict[str, list[str]]:
@@ -108,3 +109,14 @@ def test_a_llama_build_that_cannot_be_imported_is_broken(
     assert check.status == "broken"
     assert said in check.detail
     assert "--force-reinstall" in check.fix
+
+
+def test_a_text_model_is_looked_at(mecroute: Callable[..., Any], tmp_path: Path) -> None:
+    config = tmp_path / "own.toml"
+    config.write_text(f'[[device.text_models]]\nname = "moods"\npath = "{tmp_path / "moods"}"\n')
+    broken = _by_name(mecroute("doctor", "--config", config, "--json"))["moods"]
+    assert broken["status"] == "broken"
+    assert str(tmp_path / "moods") in broken["detail"]
+    write_text_classifier(tmp_path / "moods", ("calm", "angry"))
+    sound = _by_name(mecroute("doctor", "--config", config, "--json"))["moods"]
+    assert (sound["status"], sound["detail"]) == ("ok", "classify among 2 classes")

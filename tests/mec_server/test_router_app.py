@@ -140,3 +140,13 @@ def test_apps_have_budgets_of_their_own_by_the_key_they_send(tmp_path: Path, clo
             told.append((answer.status_code, "budget 'each'" in answer.text))
     assert told == [(200, False), (422, True), (200, False)]
     assert b"app-1" not in (tmp_path / "budgets.sqlite3").read_bytes()
+
+
+def test_classes_are_routed_too(url: str, cloud: Upstream) -> None:
+    cloud.words = ['{"label": "sad"}']
+    ask = {"input": "so blue", "labels": ["calm", "sad"], "model": "cloud/auto"}
+    answer = httpx.post(f"{url}/v1/classify", json=ask).json()
+    assert answer["data"] == [{"index": 0, "label": "sad", "probs": [], "num_classes": 2, "scores": []}]
+    assert answer["mecroute"]["tier"] == "cloud"
+    decided = httpx.post(f"{url}/v1/route", json=ask).json()
+    assert decided["candidates"][0]["task"] == "chat"

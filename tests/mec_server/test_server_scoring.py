@@ -77,6 +77,18 @@ def test_classes_with_their_probabilities(http: httpx.Client) -> None:
     assert len(one["probs"]) == 3
 
 
+def test_labels_are_all_that_a_classifier_chooses_from(http: httpx.Client) -> None:
+    wanted = list(LABELS[:0:-1])
+    ask = {"model": "moods", "input": ["edge cloud", "device"], "labels": wanted}
+    for text, item in zip(ask["input"], http.post("/v1/classify", json=ask).json()["data"], strict=True):
+        few = np.exp(logits_of(text)[[LABELS.index(label) for label in wanted]].astype(np.float64))
+        np.testing.assert_allclose(item["probs"], few / few.sum(), atol=1e-6)
+        assert item["label"] in wanted
+    reports = {model["ref"]: model for model in http.get("/admin/node").json()["models"]}
+    assert reports["moods"]["labels"] == list(LABELS)
+    assert reports["encoder"]["labels"] is None
+
+
 def test_classes_that_may_hold_together_do_not_share_their_probability(http: httpx.Client) -> None:
     (item,) = http.post("/v1/classify", json={"model": "tags", "input": "edge cloud"}).json()["data"]
     np.testing.assert_allclose(item["probs"], 1 / (1 + np.exp(-logits_of("edge cloud"))), atol=1e-6)
@@ -126,7 +138,9 @@ def test_a_generative_model_judges_by_cosine(http: httpx.Client) -> None:
         ("classify", {"model": "moods", "input": []}, "'input'"),
         ("classify", {"model": "moods", "input": ["a", 1]}, "input[1]"),
         ("classify", {"model": "moods", "input": "a", "top_k": 0}, "top_k"),
-        ("classify", {"model": "moods", "input": "a", "labels": ["x"]}, "'labels'"),
+        ("classify", {"model": "moods", "input": "a", "labels": []}, "'labels'"),
+        ("classify", {"model": "moods", "input": "a", "labels": ["sad", "sad"]}, "'labels'"),
+        ("classify", {"model": "moods", "input": "a", "labels": ["x"]}, "no class 'x'"),
         ("classify", {"model": "moods", "input": "edge " * 513}, "513 tokens"),
         ("classify", {"model": "encoder", "input": "a"}, "does not classify"),
         ("classify", {"model": "tiny", "input": "a"}, "no classes"),

@@ -8,14 +8,22 @@ from typing import Any
 
 import pytest
 
-from mecroute import AsyncClient, Config
-from mecroute.config import BudgetConfig, PlacementConfig, RegistryConfig, StateConfig
+from mecroute import AsyncClient, Client, Config
+from mecroute.config import (
+    BudgetConfig,
+    DeviceConfig,
+    PlacementConfig,
+    RegistryConfig,
+    StateConfig,
+    TextModelConfig,
+)
 from mecroute.context import DeviceState
 from mecroute.errors import ModelNotFoundError
 from mecroute.placement.demand import Demand
 from mecroute.placement.preload import IDLE_S, Preloader, likeliest
 from mecroute_registry import Registry
 from mecroute_registry.facts import ModelFacts, ModelVersion
+from support.tiny_encoder import write_text_classifier
 from support.tiny_gguf import write_tiny_gguf
 
 
@@ -118,3 +126,28 @@ def test_budgets_do_not_keep_a_device_from_loading_ahead(tmp_path: Path) -> None
             assert (await client._runtime()).pipeline.on_request is not None
 
     asyncio.run(run())
+
+
+def test_a_client_with_budgets_and_text_models_loads_ahead_too(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    file = write_tiny_gguf(tmp_path / "tiny.gguf")
+    registry.register(file, ModelFacts(name="tiny", version="1", deployment_tiers=("device",)))
+    moods = TextModelConfig(name="moods", path=write_text_classifier(tmp_path / "moods", ("calm", "angry")))
+    config = Config(
+        registry=RegistryConfig(path=registry.root),
+        device=DeviceConfig(threads=1, text_models=(moods,)),
+        state=StateConfig(path=tmp_path / "state.sqlite3"),
+        placement=PlacementConfig(preload=True),
+        budgets=(BudgetConfig(name="team", limit_usd=1),),
+    )
+    with Client(config) as client:
+        pipeline = client._loop.run(client._async._runtime()).pipeline
+        preloader = pipeline.on_request.__self__  # type: ignore[union-attr]
+        client.classify("slow", model="moods", labels=["calm", "angry"])
+        pipeline.cache.demand.asked_for("tiny:1", 20)
+        preloader._asked_at -= IDLE_S + 1
+        # A classifier in memory is no reason to leave a language model out.
+        assert client._loop.run(preloader.look()) == "tiny:1"
+        primary = client.route(messages=[{"role": "user", "content": "Hello"}]).primary
+        assert primary is not None
+        assert not primary.cold

@@ -36,6 +36,7 @@ EXAMPLES = examples(
     'mecroute route "My diagnosis: …" --privacy device --json',
     'mecroute route "Translate this: …" --policy cheap',
     'mecroute route "What is 12 times 12?" --cascade --explain',
+    'mecroute route "My card was declined" --label card --label transfer --explain',
 )
 
 CANDIDATES = (
@@ -112,6 +113,12 @@ def route(
     policy: Policy = None,
     zone: Zone = None,
     cascade: Cascade = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label", "-l", metavar="CLASS", help="Ask for the class of PROMPT, from these; several times."
+        ),
+    ] = None,
 ) -> None:
     """Decide where a request would run, without running it."""
     from mecroute import Client
@@ -122,11 +129,14 @@ def route(
     asked = requirements(
         privacy, max_latency_ms, min_quality, max_cost_usd, residency, deadline_ms, policy, zone, cascade
     )
-    messages = [{"role": "user", "content": read_prompt(prompt)}]
+    text = read_prompt(prompt)
+    request: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
+    if label:
+        request = {"input": text, "labels": label}
     refused: NoEligibleTargetError | None = None
     with Client(session.config) as client:
         try:
-            decision = client.route(model=model, messages=messages, requirements=asked)
+            decision = client.route(model=model, requirements=asked, **request)
         except NoEligibleTargetError as error:
             decision, refused = error.decision, error
     primary = decision.primary

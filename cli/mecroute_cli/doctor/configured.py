@@ -27,6 +27,7 @@ def check_configured(session: Session) -> Iterator[Check]:
     files = sorted({source for source in session.loaded.sources.values() if source.endswith(".toml")})
     yield Check("config", "settings", "ok", ", ".join(files) or "defaults only")
     yield _registry(session)
+    yield from _text_models(session)
     jobs: list[Callable[[], Check]] = [lambda: _store(session)]
     jobs += [lambda node=node: _node(node) for node in config.nodes]  # type: ignore[misc]
     jobs += [lambda cloud=cloud: _cloud(cloud) for cloud in config.cloud]  # type: ignore[misc]
@@ -56,6 +57,20 @@ def _registry(session: Session) -> Check:
         fix = "mecroute quantize SOURCE.gguf --name NAME, or mecroute pull REF"
         return Check("registry", "models", "missing", f"none in {registry.root}", fix)
     return Check("registry", "models", "ok", f"{', '.join(model.ref for model in models)} in {registry.root}")
+
+
+def _text_models(session: Session) -> Iterator[Check]:
+    if not session.config.device.text_models:
+        return
+    from mecroute.device.text_models import describe_files
+
+    for config in session.config.device.text_models:
+        model = describe_files(config)
+        if model.problem is not None:
+            yield Check("text models", config.name, "broken", model.problem, "mend [[device.text_models]]")
+            continue
+        classes = f" among {len(model.labels)} classes" if model.labels is not None else ""
+        yield Check("text models", config.name, "ok", f"{' and '.join(sorted(model.tasks))}{classes}")
 
 
 def _store(session: Session) -> Check:

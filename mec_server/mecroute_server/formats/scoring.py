@@ -1,8 +1,7 @@
-"""`/v1/classify` and `/v1/rerank`: their requests, checked, and their answers."""
+"""`/v1/classify` and `/v1/rerank`: their requests, checked, and the answers of the latter."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +11,13 @@ from mecroute_server.formats.fields import flag, known_fields, text, whole_numbe
 
 #: What one request may bring.
 MAX_TEXTS = 2048
-_CLASSIFY = frozenset({"model", "input", "top_k", "user"})
+_CLASSIFY = frozenset({"model", "input", "labels", "top_k", "user"})
 _RERANK = frozenset({"model", "query", "documents", "top_n", "return_documents", "user"})
 
 
-def parse_classify(body: Mapping[str, Any]) -> tuple[list[str], int | None]:
-    """The texts to classify, and how many classes each answer is to name (None: all).
+def parse_classify(body: Mapping[str, Any]) -> tuple[list[str], list[str] | None, int | None]:
+    """The texts to classify, the classes to choose from (None: all), and how many of them each answer is to
+    name (None: all).
 
     Raises:
         InvalidRequestError: names the field that is missing or wrong.
@@ -32,48 +32,12 @@ def parse_classify(body: Mapping[str, Any]) -> tuple[list[str], int | None]:
     for at, one in enumerate(texts):
         if not isinstance(one, str) or not one:
             raise InvalidRequestError(f"'input[{at}]' must be a text that is not empty")
-    return texts, whole_number(fields, "top_k", 1)
-
-
-def classify_answer(
-    rows: Sequence[Sequence[float]],
-    labels: Sequence[str],
-    *,
-    id: str,
-    model: str,
-    tokens: int,
-    top_k: int | None,
-) -> dict[str, Any]:
-    """vLLM's answer, and with each text `scores`: the labels by falling probability.
-
-    Args:
-        rows: the probabilities, [texts, labels].
-        labels: the classes.
-        id: of the answer.
-        model: the reference of the model.
-        tokens: prompt tokens read.
-        top_k: labels in `scores` at most.
-    """
-    data = []
-    for index, probs in enumerate(rows):
-        order = sorted(range(len(labels)), key=lambda at: -probs[at])
-        data.append(
-            {
-                "index": index,
-                "label": labels[order[0]],
-                "probs": list(probs),
-                "num_classes": len(labels),
-                "scores": [{"label": labels[at], "score": probs[at]} for at in order[:top_k]],
-            }
-        )
-    return {
-        "id": id,
-        "object": "list",
-        "created": int(time.time()),
-        "model": model,
-        "data": data,
-        "usage": {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens},
-    }
+    labels = fields.get("labels")
+    if labels is not None:
+        named = isinstance(labels, list) and bool(labels) and all(isinstance(one, str) for one in labels)
+        if not named or len(set(labels)) < len(labels):
+            raise InvalidRequestError("'labels' must be a list of different classes, at least one")
+    return texts, labels, whole_number(fields, "top_k", 1)
 
 
 @dataclass(frozen=True, slots=True)

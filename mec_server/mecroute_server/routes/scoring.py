@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from mecroute.classification import classify_answer
 from mecroute.errors import InvalidRequestError
 from mecroute_server.body import read_json_object
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
-from mecroute_server.formats.scoring import classify_answer, parse_classify, parse_rerank, rerank_answer
+from mecroute_server.formats.scoring import parse_classify, parse_rerank, rerank_answer
 from mecroute_server.generation import lend
 from mecroute_server.node import Node
 from mecroute_server.routes.node import CurrentNode
@@ -26,7 +27,7 @@ _T = TypeVar("_T")
 async def classify(request: Request, node: CurrentNode) -> Response:
     """The class of each text, and the probabilities of all classes."""
     body = await read_json_object(request, node.settings.max_body_bytes)
-    texts, top_k = parse_classify(body)
+    texts, wanted, top_k = parse_classify(body)
     name = _model(body)
     if not await node.pool.serves_onnx(name):
         slot = await node.pool.wanted(name)  # one that is not there is told so
@@ -38,7 +39,7 @@ async def classify(request: Request, node: CurrentNode) -> Response:
         )
     lease = await _lend_onnx(request, node, name)
     try:
-        rows, labels, tokens = await unless_caller_leaves(request, class_probabilities(lease, texts))
+        rows, labels, tokens = await unless_caller_leaves(request, class_probabilities(lease, texts, wanted))
     except CallerLeftError:
         return _left(node, lease.ref)
     finally:

@@ -149,6 +149,22 @@ class MonitorAgent:
         candidate = next((c for c in decision.candidates if c.target.id == segment.target_id), None)
         self._observations.answered(segment.target_id, candidate, decision.features, segment)
 
+    def named_no_class(self, decision: Decision, segment: Segment) -> None:
+        """A chat model that was asked for a class named none: it did answer, and wrongly."""
+        predicted = _predicted_quality(decision, segment.target_id)
+        self._learning.judged(
+            Judgement(
+                request_id=decision.request_id,
+                source="signals",
+                target_id=segment.target_id,
+                complexity=decision.features.complexity,
+                predicted=0.0 if predicted is None else predicted,
+                score=0.0,
+                note="no_class",
+                kind=decision.features.kind,
+            )
+        )
+
     def overtaken(self, decision: Decision, segment: Segment) -> None:
         """A target was late, and a hedge answered before it: no failure, but it says how slow it was."""
         candidate = next((c for c in decision.candidates if c.target.id == segment.target_id), None)

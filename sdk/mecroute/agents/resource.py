@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from mecroute.agents.monitor import MonitorAgent
 from mecroute.config.schema import CloudConfig, Config
 from mecroute.device.hardware import default_threads, hardware_class
+from mecroute.device.text_models import TextModel, describe_files, describe_registered, is_text_model
 from mecroute.network.health import CloudHealth
 from mecroute.network.links import Links
 from mecroute.nodes.discovery.admission import is_loopback
@@ -43,6 +45,11 @@ _DECODE_EFFICIENCY = 0.5
 _PREFILL_OVER_DECODE = 5.0
 _LOAD_BYTES_PER_S = 500e6
 _LIVE = "live measurement"
+#: Of ONNX models of texts, on one thread: tokens/s times the size of the file; what opening one takes (it is
+#: tried in a child process first); and memory over the size of the file.
+_TEXT_BYTES_PER_S = 9e10
+_TEXT_LOAD_MS = 1500.0
+_TEXT_MEMORY_FACTOR = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +94,10 @@ class Models(Protocol):
 
     def profiles(self, model: ModelVersion) -> Sequence[Profile]:
         """What was measured of one."""
+        ...
+
+    def companions(self, model: ModelVersion) -> Mapping[str, Path]:
+        """Where the files beside its model file lie, by their names."""
         ...
 
 
@@ -138,6 +149,7 @@ class ResourceAgent:
         self._hardware = hardware_class()
         self._generation: object = None
         self._models: list[ModelVersion] = []
+        self._text_models: list[TextModel] = []
         self._by_digest: dict[str, ModelVersion] = {}
         self._profiles: dict[str, Sequence[Profile]] = {}
         self._can_run_here = find_spec("llama_cpp") is not None if can_run_here is None else can_run_here
@@ -184,11 +196,13 @@ class ResourceAgent:
             self._by_digest = {model.digest: model for model in self._models}
             self._profiles = {model.digest: self._registry.profiles(model) for model in self._models}
             self._generation = generation
+            self._describe_text_models()
 
     def _device(self, bandwidth: float | None, speed_share: float) -> Iterator[TargetState]:
         if not self._config.device.enabled:
             return
         loads = self._loads()
+        yield from self._text_targets(loads, speed_share)
         for model in self._models:
             if "device" not in model.deployment_tiers or model.format != "gguf":
                 continue
@@ -218,6 +232,43 @@ class ResourceAgent:
                 unavailable=self._device_problem(target),
                 decode_slowdown=load.decode_slowdown if load else None,
             )
+
+    def _text_targets(self, loads: Mapping[str, DeviceLoad], speed_share: float) -> Iterator[TargetState]:
+        if any(model.problem is not None for model in self._text_models):
+            self._describe_text_models()  # perhaps its files have come
+        for model in self._text_models:
+            target = Target("device", model.ref, digest=model.digest)
+            load = loads.get(model.ref)
+            yield TargetState(
+                target=target,
+                tasks=model.tasks,
+                abilities=frozenset(),
+                context_length=model.max_tokens,
+                accuracy=model.accuracy,
+                accuracy_source=(
+                    "assumed" if model.accuracy is None else "measured" if model.digest else "declared"
+                ),
+                prefill_tokens_per_s=(
+                    speed_share * _TEXT_BYTES_PER_S / model.size_bytes if model.size_bytes else None
+                ),
+                speed_source="an estimate by its size",
+                ready_in_ms=0.0 if load else _TEXT_LOAD_MS + model.size_bytes / _LOAD_BYTES_PER_S * 1000,
+                running=load.running if load else 0,
+                queued=load.queued if load else 0,
+                parallel=load.parallel if load else 1,
+                availability=_DEVICE_AVAILABILITY * self._monitor.availability(target.id),
+                memory_needed_bytes=0 if load else int(model.size_bytes * _TEXT_MEMORY_FACTOR),
+                unavailable=model.problem or self._monitor.resting(target.id),
+                labels=model.labels,
+            )
+
+    def _describe_text_models(self) -> None:
+        self._text_models = [describe_files(config) for config in self._config.device.text_models]
+        self._text_models += [
+            describe_registered(model, self._registry.companions(model))
+            for model in self._models
+            if is_text_model(model)
+        ]
 
     def _device_problem(self, target: Target) -> str | None:
         if not self._can_run_here:
@@ -334,6 +385,7 @@ class ResourceAgent:
             told_at_s=watch.told_at(model.ref),
             zone=node.zone or report.zone,
             prefixes=model.prefix_set,
+            labels=model.label_set,
         )
 
     def _cloud(self, cloud: CloudConfig) -> TargetState:

@@ -11,6 +11,7 @@ from typing import Any
 
 from mecroute.budgets.ledger import Balance, Budget, Ledger, Reservation, no_room_in_words
 from mecroute.budgets.worst_case import worst_case_tokens
+from mecroute.classification import chat_calls
 from mecroute.config.schema import BudgetConfig
 from mecroute.decision import Candidate, Decision, Rejection
 from mecroute.errors import BudgetExceededError
@@ -170,7 +171,9 @@ class BudgetGate:
         price = self.price_of(candidate.target.id)
         if price is None:
             return 0.0
-        return price.worst_case_usd(Call(request.task, candidate.target, request.body, request.id))
+        call = Call(request.task, candidate.target, request.body, request.id)
+        calls = [call] if candidate.task in (None, request.task) else chat_calls(call)
+        return sum(map(price.worst_case_usd, calls))
 
     def _of(self, payer: Payer) -> tuple[Budget, ...]:
         """The budgets that a payer's calls count in. Who is not named shares one with all who are not."""

@@ -24,7 +24,7 @@ def worst_case_tokens(task: Task, body: Mapping[str, Any], context_length: int) 
     from above (by about four times in English; the difference is given back when the call is settled).
     """
     prompt = sum(_bytes(body.get(name)) for name in _READ)
-    if task == "embed":
+    if task in ("embed", "classify"):
         return prompt, 0
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     output = int(limit) if isinstance(limit, int) else min(UNLIMITED_OUTPUT_TOKENS, context_length)

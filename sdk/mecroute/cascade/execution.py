@@ -203,10 +203,7 @@ class CascadeExecution(Execution):
     ) -> dict[str, Any] | None:
         sent = self._sent(candidate)
         try:
-            call = self._call(candidate, body)
-            return await self._tiers[candidate.target.tier].complete(
-                replace(call, request_id=f"{call.request_id}-{number + 2}")
-            )
+            return await self._ask(candidate, body, id_suffix=f"-{number + 2}")
         except MecrouteError:
             return None
         finally:

@@ -117,8 +117,10 @@ def marks_of_classes(body: Mapping[str, Any]) -> Marks:
         return Marks(bad=True)
     tops = []
     for item in data:
-        probs = item.get("probs") if isinstance(item, Mapping) else None
-        numbers = [p for p in probs or () if isinstance(p, int | float) and 0 <= p <= 1]
+        told = item if isinstance(item, Mapping) else {}
+        # A chat model that is asked for classes tells at most how likely the one is that it names.
+        scores = [one.get("score") for one in told.get("scores") or () if isinstance(one, Mapping)]
+        numbers = [p for p in told.get("probs") or scores if isinstance(p, int | float) and 0 <= p <= 1]
         if not numbers:
             return Marks(bad=True)
         tops.append(float(max(numbers)))

@@ -18,6 +18,7 @@ from mecroute.config.schema import (
     ServerConfig,
     StateConfig,
     StoreConfig,
+    TextModelConfig,
 )
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "ServerConfig",
     "StateConfig",
     "StoreConfig",
+    "TextModelConfig",
     "find_project_file",
     "load_config",
 ]

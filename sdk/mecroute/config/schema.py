@@ -22,6 +22,32 @@ Balance = Literal["least-latency", "round-robin", "zone", "cost", "prefix"]
 BUILT_IN_POLICIES = frozenset({"balanced", "latency-first", "quality-first", "cheap", "private"})
 
 
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+R = TypeVar("R", bound=_Named)
+
+
+def _uniquely_named(tables: tuple[R, ...]) -> tuple[R, ...]:
+    names = [table.name for table in tables]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"the name '{twice[0]}' is used twice")
+    return tables
+
+
+def _json_of_a_variable(value: object) -> object:
+    """A table or list that came as the text of an environment variable."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error}") from error
+
+
 class RegistryConfig(_Table):
     """`[registry]`: where the local model registry lies."""
 
@@ -36,6 +62,17 @@ class StoreConfig(_Table):
     region: str | None = None
 
 
+class TextModelConfig(_Table):
+    """`[[device.text_models]]`: an ONNX encoder or classifier that is in no registry.
+
+    It embeds texts, or classifies them where its `config.json` names classes.
+    """
+
+    name: Name
+    path: Path = Field(description="folder with the model, its tokenizer.json and its config.json")
+    accuracy: float | None = Field(default=None, ge=0, le=1, description="measured share of right answers")
+
+
 class DeviceConfig(_Table):
     """`[device]`: the tier inside this process."""
 
@@ -44,6 +81,18 @@ class DeviceConfig(_Table):
     context: int = Field(default=2048, ge=64, le=1_000_000, description="tokens per request")
     gpu_layers: int = Field(default=0, ge=-1, description="-1 puts every layer on the GPU")
     battery_floor: float = Field(default=0.15, ge=0, le=1, description="below it the device is spared")
+    text_threads: int = Field(default=1, ge=1, le=1024, description="of each encoder and classifier")
+    text_models: tuple[TextModelConfig, ...] = Field(default=(), description="encoders and classifiers")
+
+    @field_validator("text_models", mode="before")
+    @classmethod
+    def _text_models_of_a_variable(cls, value: object) -> object:
+        return _json_of_a_variable(value)
+
+    @field_validator("text_models")
+    @classmethod
+    def _text_model_names_are_unique(cls, models: tuple[TextModelConfig, ...]) -> tuple[TextModelConfig, ...]:
+        return _uniquely_named(models)
 
 
 class Weighting(_Table):
@@ -89,12 +138,7 @@ class RouterConfig(_Table):
     @field_validator("policies", "cascade", mode="before")
     @classmethod
     def _tables_of_a_variable(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not valid JSON: {error}") from error
+        return _json_of_a_variable(value)
 
     @field_validator("policies")
     @classmethod
@@ -250,14 +294,6 @@ class BudgetConfig(_Table):
     )
 
 
-class _Named(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
-R = TypeVar("R", bound=_Named)
-
-
 class Config(_Table):
     """The whole configuration. Every table is optional; the default needs no key and no network."""
 
@@ -280,8 +316,4 @@ class Config(_Table):
     @field_validator("nodes", "cloud", "discovery", "budgets")
     @classmethod
     def _names_are_unique(cls, remotes: tuple[R, ...]) -> tuple[R, ...]:
-        names = [remote.name for remote in remotes]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"the name '{twice[0]}' is used twice")
-        return remotes
+        return _uniquely_named(remotes)

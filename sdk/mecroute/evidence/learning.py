@@ -208,7 +208,8 @@ class Learning:
     def _time(self, segment: Segment, candidate: Candidate | None, expected_tokens: int) -> None:
         predicted = 0.0
         if candidate is not None and not candidate.cold and segment.seam is None and segment.output_tokens:
-            per_token = (candidate.latency_ms_p50 - candidate.ttft_ms) / max(1, expected_tokens)
+            expected = candidate.output_tokens or expected_tokens
+            per_token = (candidate.latency_ms_p50 - candidate.ttft_ms) / max(1, expected)
             predicted = candidate.ttft_ms + per_token * segment.output_tokens
         self._drift.answered(segment.target_id, segment.latency_ms, predicted)
 

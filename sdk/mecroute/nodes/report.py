@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mecroute_registry.facts import Task
 
+#: A classifier with more says nothing of them in a report that clients read every second.
+MOST_LABELS_REPORTED = 512
 ModelState = Literal["pulling", "verifying", "loading", "ready", "failed", "unloaded"]
 
 
@@ -40,6 +42,7 @@ class ModelReport(BaseModel):
         prefix_hit_rate: 0..1, share of the prompt tokens since the start that were found in the cache.
         prefixes: keys (see `mecroute.prefix_keys`) of the conversations whose tokens are in memory, the
             most recently used first, at most 256.
+        labels: the classes of a text classifier; None where it is none, or they are not known or too many.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -74,11 +77,17 @@ class ModelReport(BaseModel):
     vram_resident_bytes: int = Field(default=0, ge=0)
     prefix_hit_rate: float | None = Field(default=None, ge=0, le=1)
     prefixes: tuple[str, ...] = Field(default=(), max_length=256)
+    labels: tuple[str, ...] | None = Field(default=None, max_length=MOST_LABELS_REPORTED)
 
     @cached_property
     def prefix_set(self) -> frozenset[str]:
         """`prefixes` to look one up in."""
         return frozenset(self.prefixes)
+
+    @cached_property
+    def label_set(self) -> frozenset[str] | None:
+        """`labels` to look one up in."""
+        return None if self.labels is None else frozenset(self.labels)
 
 
 class NodeReport(BaseModel):

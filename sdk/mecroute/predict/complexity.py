@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from mecroute.classification import chat_instructions, texts_of
 from mecroute.context import Conversation, Question, RequestFeatures
 from mecroute.predict.excerpt import excerpt
 from mecroute.predict.kind import request_kind
@@ -17,6 +19,7 @@ from mecroute.request import Need, Request, message_text
 #: Characters per token of English under common BPE vocabularies (32k to 128k entries).
 CHARS_PER_TOKEN = 4.0
 _TOKENS_PER_MESSAGE = 6  # role and turn markers of common chat templates
+_TOKENS_AROUND_LABEL = 5  # of `{"label": "…"}`
 _PART_NEEDS: Mapping[str, Need] = {"image_url": "images", "input_audio": "audio"}
 
 #: What raises the complexity: words of the request's own language, and marks that every language shares.
@@ -81,8 +84,11 @@ def request_features(
     """
     text = request.text()
     prompt_tokens = estimate_tokens(text)
-    if request.task in ("embed", "classify", "infer"):
-        return RequestFeatures(0.0, (), prompt_tokens, 0, kind=request_kind(request))
+    if request.task == "classify":
+        return _classes_features(request, prompt_tokens)
+    if request.task in ("embed", "infer"):
+        longest, count = _longest(request, prompt_tokens)
+        return RequestFeatures(0.0, (), prompt_tokens, 0, longest_tokens=longest, texts=count)
     turns, conversation, begun = 0, None, ""
     instructions = text
     needs: set[Need] = set()
@@ -118,6 +124,39 @@ def request_features(
         conversation=conversation,
         turns=turns,
     )
+
+
+def _classes_features(request: Request, prompt_tokens: int) -> RequestFeatures:
+    """Of a request for classes: as complex as a guess among them is wrong; where the target's own classes are
+    wanted, as whatever it was evaluated on."""
+    labels: Sequence[str] | None = request.body.get("labels")
+    longest, count = _longest(request, prompt_tokens)
+    features = RequestFeatures(
+        complexity=1.0,
+        reasons=(),
+        prompt_tokens=prompt_tokens,
+        output_tokens=0,
+        kind=request_kind(request),
+        longest_tokens=longest,
+        texts=count,
+    )
+    if labels is None:
+        return features
+    return replace(
+        features,
+        complexity=1 - 1 / len(labels),
+        reasons=(f"one of {len(labels)} classes",),
+        chat_prompt_tokens=estimate_tokens(chat_instructions(labels)) + 2 * _TOKENS_PER_MESSAGE,
+        chat_output_tokens=_TOKENS_AROUND_LABEL + max(map(estimate_tokens, labels)),
+    )
+
+
+def _longest(request: Request, prompt_tokens: int) -> tuple[int, int]:
+    """The tokens of the longest text of a request, and how many texts it has."""
+    if request.task == "infer":
+        return prompt_tokens, 1
+    texts = texts_of(request.body)
+    return (prompt_tokens if len(texts) == 1 else estimate_tokens(max(texts, key=len))), len(texts)
 
 
 class _Read:

@@ -30,7 +30,7 @@ def request_kind(request: Request, language: str | None = None) -> str | None:
     """
     if request.task == "classify":
         labels = request.body.get("labels")
-        return f"classify-{_digest('|'.join(labels))}" if labels else "classify"
+        return f"classify-{_digest('|'.join(sorted(labels)))}" if labels else "classify"
     if request.task != "chat":
         return None
     told = [message_text(m) for m in request.body["messages"] if m.get("role") in _INSTRUCTING]

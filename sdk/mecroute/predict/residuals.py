@@ -377,8 +377,11 @@ class Residuals:
     def learn(self, candidate: Candidate, features: RequestFeatures, segment: Segment) -> None:
         """Take a whole answer, where it tells something of the target's usual speed."""
         # Loading a model says nothing of how fast it answers once it is loaded; the rest of a lost answer
-        # is not what was predicted; an embedding has no tokens to time.
-        if candidate.cold or segment.seam is not None or segment.output_tokens <= 0:
+        # is not what was predicted; an embedding has no tokens to time, and its model may chat as well. A
+        # classifier does nothing else, and its whole answer is the first token.
+        if candidate.cold or segment.seam is not None:
+            return
+        if segment.output_tokens <= 0 and candidate.task != "classify":
             return
         expected = candidate.output_tokens or features.output_tokens
         self._of(candidate.target.id).learn(candidate, expected, segment)

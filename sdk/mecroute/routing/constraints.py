@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
 
+from mecroute.classification import shortened
 from mecroute.context import Context
 from mecroute.decision import Reason, Rejection
 from mecroute.errors import InvalidRequestError
 from mecroute.request import Request
 from mecroute.requirements import TIERS_WITHIN
 from mecroute.target import TargetState
+from mecroute_registry.facts import Task
 
 _GB = 1e9
 
@@ -54,9 +56,16 @@ class Screen:
         if reason == "model":
             return f"the request asks for '{self._request.model.text}'"
         if reason == "capability":
+            if self._request.task == "classify":
+                if "chat" in state.tasks and self._request.body.get("labels") is None:
+                    return "a chat model needs labels= to choose from"
+                return "neither a text classifier nor a chat model that keeps to a JSON schema"
             if self._request.task not in state.tasks:
                 return f"cannot do '{self._request.task}'"
             return f"lacks {', '.join(sorted(self._context.features.needs - state.abilities))}"
+        if reason == "labels":
+            lacking = [one for one in self._request.body["labels"] if one not in (state.labels or ())]
+            return f"has no class {shortened(lacking)}"
         if reason == "offline":
             return "this host has no network route"
         if reason == "metered":
@@ -65,13 +74,22 @@ class Screen:
         if reason == "unavailable":
             return state.unavailable or "its price is not a number of at least 0"
         if reason == "context_length":
-            return f"about {self._context.features.prompt_tokens} tokens do not fit {state.context_length}"
+            features = self._context.features
+            tokens = features.longest_tokens or features.prompt_tokens
+            if asked_for(self._request.task, state) != self._request.task:
+                tokens += features.chat_prompt_tokens
+            return f"about {tokens} tokens do not fit {state.context_length}"
         if reason == "memory":
             free = device.memory_available_bytes or 0
             return f"needs {state.memory_needed_bytes / _GB:.2f} GB, {free / _GB:.2f} GB are free"
         if reason == "battery":
             return f"battery at {device.battery or 0:.0%}, the floor is {self._battery_floor:.0%}"
         return reason
+
+
+def asked_for(task: Task, state: TargetState) -> Task:
+    """What a target is asked for that may serve a task: a chat model is asked for classes in a chat."""
+    return "chat" if task == "classify" and task not in state.tasks else task
 
 
 def _check(
@@ -82,7 +100,10 @@ def _check(
     tiers = TIERS_WITHIN[asked.privacy]
     has_residency = asked.residency is not None
     any_model = model.name is None and model.tier is None
-    needs, prompt_tokens = context.features.needs, context.features.prompt_tokens
+    features = context.features
+    needs, prompt_tokens = features.needs, features.longest_tokens or features.prompt_tokens
+    chat_tokens = features.chat_prompt_tokens
+    labels = frozenset(request.body["labels"]) if request.body.get("labels") and task == "classify" else None
     offline, limit = context.network.offline, context.network.upload_limit_bytes
     is_too_much = limit is not None and context.upload_bytes > limit
     free, battery = device.memory_available_bytes, device.battery
@@ -97,7 +118,15 @@ def _check(
             return "residency"
         if not any_model and not model.admits(tier, target.model):
             return "model"
-        if task not in state.tasks or (needs and not needs <= state.abilities):
+        tokens = prompt_tokens
+        if task not in state.tasks:
+            # A chat model is asked for one of the labels.
+            if labels is None or "chat" not in state.tasks or "json_schema" not in state.abilities:
+                return "capability"
+            tokens += chat_tokens
+        elif labels is not None and state.labels is not None and not labels <= state.labels:
+            return "labels"
+        if needs and not needs <= state.abilities:
             return "capability"
         if offline and state.reached_over_network:
             return "offline"
@@ -105,7 +134,7 @@ def _check(
             return "metered"
         if state.unavailable is not None:
             return "unavailable"
-        if prompt_tokens > state.context_length:
+        if tokens > state.context_length:
             return "context_length"
         if tier == "device":
             if free is not None and state.memory_needed_bytes > free:

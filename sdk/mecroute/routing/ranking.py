@@ -30,7 +30,7 @@ from mecroute.predict.transfer import transfer_notes, transfer_of
 from mecroute.prefix_keys import prefix_keys
 from mecroute.request import Request, message_text
 from mecroute.requirements import Requirements
-from mecroute.routing.constraints import Screen
+from mecroute.routing.constraints import Screen, asked_for
 from mecroute.routing.dispatch import Dispatch
 from mecroute.routing.rows import Row, Rows
 from mecroute.target import Target, TargetState
@@ -38,6 +38,7 @@ from mecroute.target import Target, TargetState
 #: Where the availability is no share, as much speaks for a target as against it.
 _UNKNOWN_SHARE = 0.5
 _TOKENS_PER_MESSAGE = 6
+_ASKED_IN_CHAT = "asked in a chat for each text, with a JSON schema of the labels"
 #: What evidence adds to a target's quality at a complexity and for a kind of request, and how many judged
 #: answers it stands on.
 Adjustment = Callable[[Target, float, str | None], tuple[float, float]]
@@ -78,6 +79,12 @@ class Scoring:
             float(limit) if isinstance(limit, int | float) else math.inf,
             transfer_of(request, features, context.upload_bytes, context.network),
         )
+        # What a chat model has to do that is asked for the class of each text.
+        self._chat_work = Workload(
+            features.prompt_tokens + features.texts * features.chat_prompt_tokens,
+            features.texts * features.chat_output_tokens,
+            transfer=self._work.transfer,
+        )
         self._beginnings: list[tuple[str, int]] | None = None
 
     def rank(self, targets: Iterable[TargetState], screen: Screen) -> tuple[Rows, list[Refused]]:
@@ -98,7 +105,7 @@ class Scoring:
         w_quality, w_availability = policy.quality, policy.availability
         latency_limit, cost_limit = self._latency_limit, self._cost_limit
         check, ahead_of, correction_of = screen.check, self._ahead, self._correction
-        prompt_tokens, output_tokens, most_tokens, _ = work
+        of_classes = self.request.task == "classify"
         complexity, kind, adjustment = self.features.complexity, self.features.kind, self._adjustment
         has_limits = not (asked.min_quality is asked.max_cost_usd is asked.deadline_ms is None)
         qualities: dict[tuple[object, ...], float] = {}
@@ -110,6 +117,8 @@ class Scoring:
             target = state.target
             correction = correction_of(target)
             cached = self.cached_tokens(state) if state.prefixes else 0
+            if of_classes:
+                work = self._work if "classify" in state.tasks else self._chat_work
             _, load, wait, own, decode, _, _ = latency_parts(
                 state, work, correction, cached, ahead_of(target.id)
             )
@@ -123,6 +132,7 @@ class Scoring:
             if state.input_usd_per_mtok == 0 and state.output_usd_per_mtok == 0:
                 price = 0.0
             else:
+                prompt_tokens, output_tokens, most_tokens, _ = work
                 price = cost_usd(state, prompt_tokens, min(output_tokens * correction.length, most_tokens))
                 if not 0 <= price < math.inf:
                     refused.append((state, "unavailable", None))
@@ -152,8 +162,13 @@ class Scoring:
         state = row.state
         target = state.target
         correction = self._correction(target)
+        task = asked_for(self.request.task, state)
         latency = predict_latency(
-            state, self._work, correction, cached_tokens=row.cached_tokens, ahead=self._ahead(row.id)
+            state,
+            self._work if task == self.request.task else self._chat_work,
+            correction,
+            cached_tokens=row.cached_tokens,
+            ahead=self._ahead(row.id),
         )
         predicted, quality_note = predict_quality(state, self.features.complexity)
         quality = predicted = _share(predicted)
@@ -193,9 +208,11 @@ class Scoring:
                     *latency_notes(state, latency, correction, row.cached_tokens),
                     *transfer_notes(state, self._work.transfer),
                     quality_note,
+                    *(() if task == self.request.task else (_ASKED_IN_CHAT,)),
                 )
             ),
             quality_adjusted_by=quality - predicted,
+            task=task,
         )
 
     def scores(self, latency_ms: float, quality: float, cost_usd: float, availability: float) -> Scores:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
+from pathlib import Path
 
 from mecroute.agents.context import ContextAgent
 from mecroute.agents.monitor import MonitorAgent
@@ -295,6 +296,10 @@ class _Models:
     def profiles(self, model: ModelVersion) -> Sequence[Profile]:
         """What was measured of one: what the scenario says it does."""
         return self._profiles[model.digest]
+
+    def companions(self, model: ModelVersion) -> Mapping[str, Path]:  # noqa: ARG002 - the protocol's
+        """There are no files."""
+        return {}
 
 
 def _settings(world: World, router: RouterConfig) -> Config:

@@ -1,16 +1,20 @@
-"""The device: models of the local registry, run in this process by llama.cpp."""
+"""The device: models of the local registry, run in this process by llama.cpp, and those of texts."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mecroute.agents.resource import DeviceLoad
 from mecroute.config.schema import DeviceConfig
+from mecroute.decision import Candidate
+from mecroute.device.text_models import TEXT_TASKS
 from mecroute.errors import MissingExtraError, NodeNotReadyError
 from mecroute.target import Target
 from mecroute.tiers.base import Call
+from mecroute.tiers.shared_loads import SharedLoads
+from mecroute.tiers.text_models import TextModels
 from mecroute_registry.facts import ModelVersion
 from mecroute_registry.store import Registry
 
@@ -27,15 +31,14 @@ class DeviceTier:
     def __init__(self, config: DeviceConfig, registry: Registry) -> None:
         self._config = config
         self._registry = registry
-        self._engines: dict[str, asyncio.Task[LlamaEngine]] = {}
+        self._engines: SharedLoads[LlamaEngine] = SharedLoads()
+        self._texts = TextModels(config, registry)
 
     def loads(self) -> Mapping[str, DeviceLoad]:
         """The models that are loaded now, by reference, and how busy each is."""
-        found = {}
-        for ref, task in self._engines.items():
-            if not task.done() or task.cancelled() or task.exception() is not None:
-                continue
-            stats = task.result().stats()
+        found = self._texts.loads()
+        for ref, engine in self._engines.loaded().items():
+            stats = engine.stats()
             found[ref] = DeviceLoad(
                 running=stats.running,
                 queued=stats.queued,
@@ -45,6 +48,14 @@ class DeviceTier:
                 decode_slowdown=stats.decode_slowdown,
             )
         return found
+
+    def language_models(self) -> Collection[str]:
+        """References of the language models that are loaded now: those that take memory to speak of."""
+        return self._engines.loaded()
+
+    def warm(self, candidates: Iterable[Candidate]) -> None:
+        """Have the text models among the candidates loaded, for the next request. Returns at once."""
+        self._texts.warm(candidates)
 
     async def preload(self, model: ModelVersion) -> None:
         """Load a model of the registry before anybody asks for it.
@@ -61,6 +72,8 @@ class DeviceTier:
 
     async def complete(self, call: Call) -> dict[str, Any]:
         """The whole answer; see `Tier`. Cancelling the call stops the model."""
+        if call.task in TEXT_TASKS and self._texts.holds(call.target):
+            return await self._texts.complete(call)
         from mecroute.engines.llama import openai
 
         if call.task in ("classify", "infer"):
@@ -101,27 +114,11 @@ class DeviceTier:
 
     async def aclose(self) -> None:
         """Unload every model."""
-        engines, self._engines = self._engines, {}
-        for task in engines.values():
-            task.cancel()
-        for loaded in await asyncio.gather(*engines.values(), return_exceptions=True):
-            if not isinstance(loaded, BaseException):
-                await asyncio.to_thread(loaded.close)
+        await self._texts.aclose()
+        await self._engines.aclose()
 
     async def _engine(self, target: Target) -> LlamaEngine:
-        """The engine of a target's model; callers that come while it is loading share that load."""
-        task = self._engines.get(target.model)
-        if task is None:
-            task = asyncio.create_task(asyncio.to_thread(self._load, target))
-            self._engines[target.model] = task
-        try:
-            # Shielded: one caller that gives up must not stop the load for the others.
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            raise
-        except BaseException:
-            self._engines.pop(target.model, None)  # the next request tries again
-            raise
+        return await self._engines.get(target.model, lambda: self._load(target))
 
     def _load(self, target: Target) -> LlamaEngine:
         try:

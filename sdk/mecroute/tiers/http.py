@@ -26,6 +26,7 @@ from mecroute.errors import (
     TargetTooSlowError,
     TierResponseError,
     TierUnreachableError,
+    UnknownLabelError,
 )
 from mecroute.network.clients import HttpClients
 from mecroute.network.tls import ClientTls, tls_problem
@@ -315,6 +316,8 @@ async def _refusal(endpoint: Endpoint, response: httpx.Response, model: str) -> 
     if status in (400, 413, 422):
         if code == ContextLengthError.code:
             return ContextLengthError(message, tier=tier, model=model)
+        if code == UnknownLabelError.code:
+            return UnknownLabelError(message, tier=tier, model=model)
         return InvalidRequestError(message, tier=tier, model=model)
     if status == 503:
         return NodeNotReadyError(message, retry_after_s=_retry_after_s(response), retryable=True, tier=tier)

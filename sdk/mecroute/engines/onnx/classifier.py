@@ -104,14 +104,43 @@ class TextClassifier:
         """Queue a group; see `OnnxEngine.submit`."""
         return self._engine.submit(group.inputs, [_OUTPUT], admitted=admitted)
 
-    def probabilities(self, outputs: Mapping[str, Any]) -> Any:
+    def probabilities(self, outputs: Mapping[str, Any], places: Sequence[int] | None = None) -> Any:
         """The probabilities of a group, from what its future gave: float64 [texts, classes], each 0..1.
 
         The logistic function where classes are independent, else softmax.
+
+        Args:
+            outputs: what its future gave.
+            places: the classes to choose from, by their places; the others are as if they did not exist. None
+                takes all.
         """
         logits = np.asarray(outputs[_OUTPUT], np.float64)
+        if places is not None:
+            logits = logits[:, places]
         if self.classes.independent:
             # exp of large numbers overflows; the tanh form of the logistic function does not.
             return 0.5 * (1 + np.tanh(0.5 * logits))
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         return shifted / shifted.sum(axis=1, keepdims=True)
+
+    def classify(self, texts: Sequence[Text], places: Sequence[int] | None = None) -> tuple[Any, int]:
+        """Classify texts and wait for it.
+
+        Args:
+            texts: texts, or pairs of them.
+            places: as for `probabilities`.
+
+        Returns:
+            float64 [len(texts), classes], and the number of tokens in all texts.
+
+        Raises:
+            ContextLengthError: a text has no tokens or too many.
+            OverloadedError: the engine's queue is full.
+        """
+        groups, tokens = self.groups(texts)
+        rows: list[Any] = [None] * len(texts)
+        for number, group in enumerate(groups):
+            outputs = self.submit(group, admitted=number > 0).result()
+            for place, row in zip(group.places, self.probabilities(outputs, places), strict=True):
+                rows[place] = row
+        return np.stack(rows), tokens

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mecroute.errors import ContextLengthError, InvalidModelFileError, InvalidRequestError, MissingExtraError
+from mecroute_registry.onnx_folder import TEXT_FILES, max_tokens, read_json
 
 if TYPE_CHECKING:
     from mecroute.engines.onnx.engine import OnnxEngine
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 Text = str | tuple[str, str] | Sequence[int]
 
 _MAX_TOKENIZER_BYTES = 64 << 20
-#: Tokens a text may have where no file beside the model says it.
-_DEFAULT_TOKENS = 512
 #: Texts are padded to a multiple of this, so that requests of about the same length can be run together.
 _PAD_TO = 8
 _KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
@@ -75,7 +73,7 @@ class TextInputs:
             )
         self._dtypes = {name: spec.array_dtype for name, spec in specs.items()}
         self._tokenizer = _load_tokenizer(tokenizer)
-        self.max_tokens = _max_tokens(tokenizer.parent)
+        self.max_tokens = max_tokens({name: read_json(tokenizer.parent / name) for name in TEXT_FILES[1:]})
 
     def groups(self, texts: Sequence[Text]) -> tuple[list[TextGroup], int]:
         """Tokenize texts, and put those of like length together.
@@ -172,21 +170,3 @@ def _load_tokenizer(path: Path) -> Any:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
-
-
-def _max_tokens(folder: Path) -> int:
-    """What the files beside the model say that a text may have, of tokens."""
-    found: list[int] = []
-    for name, key in (
-        ("config.json", "max_position_embeddings"),
-        ("tokenizer_config.json", "model_max_length"),
-        ("sentence_bert_config.json", "max_seq_length"),
-    ):
-        try:
-            value = json.loads((folder / name).read_text(encoding="utf-8")).get(key)
-        except (OSError, ValueError, AttributeError, RecursionError):
-            continue
-        # Where it is unknown, transformers writes 10**30.
-        if isinstance(value, int) and 1 <= value <= 1 << 17:
-            found.append(value)
-    return min(found, default=_DEFAULT_TOKENS)
