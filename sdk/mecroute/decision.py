@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 
 from mecroute.cascade.plan import CascadePlan
 from mecroute.context import RequestFeatures
+from mecroute.lazy import Lazy
 from mecroute.requirements import Requirements
 from mecroute.target import Target
 from mecroute_registry.facts import Task
@@ -165,43 +166,25 @@ class Candidate:
         }
 
 
-class Annotated(Sequence[Candidate]):
-    """Candidates with further notes, each looked up when the candidate is first read.
+def annotated(
+    candidates: Sequence[Candidate], notes: Callable[[str], tuple[str, ...]]
+) -> Sequence[Candidate]:
+    """Candidates with further notes, which are looked up when a candidate is first read.
 
     Args:
+        candidates: as they are.
         notes: what to add to the notes of the target with that id.
     """
 
-    __slots__ = ("_candidates", "_made", "_notes")
+    def make(place: int) -> Candidate:
+        candidate = candidates[place]
+        more = notes(candidate.target.id)
+        if not more:
+            return candidate
+        plain = candidate.notes
+        return replace(candidate, notes=Notes(lambda: (*plain, *more)))
 
-    def __init__(self, candidates: Sequence[Candidate], notes: Callable[[str], tuple[str, ...]]) -> None:
-        self._candidates = candidates
-        self._notes = notes
-        self._made: dict[int, Candidate] = {}
-
-    def __reduce__(self) -> tuple[type[tuple[Any, ...]], tuple[Any, ...]]:
-        return tuple, (tuple(self),)
-
-    def __len__(self) -> int:
-        return len(self._candidates)
-
-    @overload
-    def __getitem__(self, index: int) -> Candidate: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Candidate, ...]: ...
-    def __getitem__(self, index: int | slice) -> Candidate | tuple[Candidate, ...]:
-        if isinstance(index, slice):
-            return tuple(self[i] for i in range(*index.indices(len(self))))
-        if index < 0:
-            index += len(self)
-        made = self._made.get(index)
-        if made is None:
-            made = self._candidates[index]
-            if notes := self._notes(made.target.id):
-                plain = made.notes
-                made = replace(made, notes=Notes(lambda: (*plain, *notes)))
-            self._made[index] = made
-        return made
+    return Lazy(len(candidates), make)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from mecroute.cascade.judged import JudgedAnswers
 from mecroute.config.cascade import CascadeConfig
-from mecroute.decision import Annotated, Decision
+from mecroute.decision import Decision, annotated
 from mecroute.errors import InvalidRequestError
 from mecroute.evidence.confidence import LogprobEvidence
 from mecroute.evidence.drift import DriftMonitor
@@ -120,7 +120,7 @@ class MonitorAgent:
         """The decision, with a note at each candidate whose predictions an alarm has changed."""
         if self.drift.quiet:
             return decision
-        return replace(decision, candidates=Annotated(decision.candidates, self.drift.notes))
+        return replace(decision, candidates=annotated(decision.candidates, self.drift.notes))
 
     def resting(self, target_id: str) -> str | None:
         """Why a target is not tried for now after failing; None when it may be tried.

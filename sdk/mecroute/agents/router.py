@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from mecroute.cascade.planner import CascadePlanner, Known
 from mecroute.config.schema import RouterConfig
 from mecroute.context import Context, RequestFeatures
-from mecroute.decision import Candidate, Decision
+from mecroute.decision import Decision
 from mecroute.errors import ConfigError, InvalidRequestError
+from mecroute.lazy import Lazy
 from mecroute.policies import BUILT_IN, Policy, PolicyBook
 from mecroute.predict.residuals import Correction
 from mecroute.request import Request
 from mecroute.requirements import TIERS_WITHIN
 from mecroute.routing.balance import balance
-from mecroute.routing.constraints import Rejections, Screen, check_consistent
+from mecroute.routing.constraints import Screen, check_consistent, rejections
 from mecroute.routing.dispatch import Dispatch
 from mecroute.routing.hedging import hedge_after_ms
-from mecroute.routing.ranking import Adjustment, Ranking, Scoring
+from mecroute.routing.ranking import Adjustment, Scoring
 from mecroute.routing.rows import Rows
 from mecroute.routing.sessions import goes_on, kept, session_name
 from mecroute.target import Target, TargetState
@@ -130,7 +131,7 @@ class RouterAgent:
                 assert row is not None, "a cascade is planned among the ranked"
                 rows.put_first(row)
             choice = f"chosen {plan.first}: its answer is judged before it is delivered"
-        candidates: Sequence[Candidate] = Ranking(rows, scoring.candidate)
+        candidates = Lazy(len(rows), lambda place: scoring.candidate(rows[place]))
         hedge_after = hedge_after_ms(request, rows, candidates, self._config) if plan is None else None
         return Decision(
             request_id=request.id,
@@ -138,7 +139,7 @@ class RouterAgent:
             requirements=request.requirements,
             weights=policy.weights if policy.scorer is None else {},
             candidates=candidates,
-            rejected=Rejections(screen, refused),
+            rejected=rejections(screen, refused),
             choice=choice,
             policy=policy.name,
             hedge_after_ms=hedge_after,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Sequence
 
 from mecroute.classification import shortened
 from mecroute.context import Context
 from mecroute.decision import Reason, Rejection
 from mecroute.errors import InvalidRequestError
+from mecroute.lazy import Lazy
 from mecroute.request import Request
 from mecroute.requirements import TIERS_WITHIN
 from mecroute.target import TargetState
@@ -146,28 +146,13 @@ def _check(
     return check
 
 
-class Rejections(Sequence[Rejection]):
+def rejections(
+    screen: Screen, found: Sequence[tuple[TargetState, Reason, str | None]]
+) -> Sequence[Rejection]:
     """The rejected targets; each put into words when it is read."""
 
-    __slots__ = ("_found", "_screen")
+    def make(place: int) -> Rejection:
+        state, reason, detail = found[place]
+        return Rejection(state.target, reason, detail or screen.detail(state, reason))
 
-    def __init__(self, screen: Screen, found: Iterable[tuple[TargetState, Reason, str | None]]) -> None:
-        self._screen = screen
-        self._found = tuple(found)
-
-    def __reduce__(self) -> tuple[type[tuple[Any, ...]], tuple[Any, ...]]:
-        # What is copied or pickled is what it says, and not the request it was made from.
-        return tuple, (tuple(self),)
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    @overload
-    def __getitem__(self, index: int) -> Rejection: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Rejection, ...]: ...
-    def __getitem__(self, index: int | slice) -> Rejection | tuple[Rejection, ...]:
-        if isinstance(index, slice):
-            return tuple(self[i] for i in range(*index.indices(len(self))))
-        state, reason, detail = self._found[index]
-        return Rejection(state.target, reason, detail or self._screen.detail(state, reason))
+    return Lazy(len(found), make)

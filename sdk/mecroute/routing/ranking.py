@@ -7,8 +7,7 @@ A thousand targets are ranked by a few numbers each; what a person or a fallback
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable
 
 from mecroute.config.schema import RouterConfig
 from mecroute.context import Context
@@ -244,38 +243,6 @@ class Scoring:
                 # At least one token is always computed, to have something to sample from.
                 return max(0, min(tokens, self._work.prompt_tokens - 1))
         return 0
-
-
-class Ranking(Sequence[Candidate]):
-    """Ranked candidates, each made when it is first read."""
-
-    __slots__ = ("_made", "_make", "_rows")
-
-    def __init__(self, rows: Rows, make: Callable[[Row], Candidate]) -> None:
-        self._rows = rows
-        self._make = make
-        self._made: dict[int, Candidate] = {}
-
-    def __reduce__(self) -> tuple[type[tuple[Any, ...]], tuple[Any, ...]]:
-        # What is copied or pickled is what it says, and not the request it was made from.
-        return tuple, (tuple(self),)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Candidate: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Candidate, ...]: ...
-    def __getitem__(self, index: int | slice) -> Candidate | tuple[Candidate, ...]:
-        if isinstance(index, slice):
-            return tuple(self[i] for i in range(*index.indices(len(self._rows))))
-        if index < 0:
-            index += len(self._rows)
-        made = self._made.get(index)
-        if made is None:
-            made = self._made[index] = self._make(self._rows[index])
-        return made
 
 
 def _beginnings(request: Request) -> list[tuple[str, int]]:
