@@ -13,9 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import mul
 
-#: On standardised features, so that a few hundred answers outweigh it.
-_RIDGE = 10.0
-_SCALE_FLOOR = 0.05
 _LIMIT = 4.0
 _NEWTON_STEPS = 25
 _CONVERGED = 1e-6
@@ -42,12 +39,16 @@ class Verifier:
         return 1 / (1 + math.exp(-max(-30.0, min(30.0, z))))
 
 
-def fit_verifier(rows: Sequence[Sequence[float]], right: Sequence[bool]) -> Verifier | None:
+def fit_verifier(
+    rows: Sequence[Sequence[float]], right: Sequence[bool], *, ridge: float = 10.0, scale_floor: float = 0.05
+) -> Verifier | None:
     """Fit a verifier; None where the answers are all right or all wrong.
 
     Args:
         rows: float [answers, features].
         right: one per answer.
+        ridge: on standardised features; by default a few hundred answers outweigh it.
+        scale_floor: added to each feature's standard deviation.
     """
     if not rows or all(right) or not any(right):
         return None
@@ -55,12 +56,12 @@ def fit_verifier(rows: Sequence[Sequence[float]], right: Sequence[bool]) -> Veri
     raw = list(zip(*rows, strict=True))
     mean = tuple(sum(column) / count for column in raw)
     scale = tuple(
-        math.sqrt(sum((value - middle) ** 2 for value in column) / count) + _SCALE_FLOOR
+        math.sqrt(sum((value - middle) ** 2 for value in column) / count) + scale_floor
         for column, middle in zip(raw, mean, strict=True)
     )
     columns = [list(column) for column in zip(*(_standard(row, mean, scale) for row in rows), strict=True)]
     columns.append([1.0] * count)
-    weights = _newton(columns, [float(value) for value in right])
+    weights = _newton(columns, [float(value) for value in right], ridge)
     name = zlib.crc32(json.dumps([round(value, 6) for value in weights]).encode())
     return Verifier(mean, scale, tuple(weights[:-1]), weights[-1], f"verifier-{name:08x}")
 
@@ -72,10 +73,10 @@ def _standard(row: Sequence[float], mean: Sequence[float], scale: Sequence[float
     ]
 
 
-def _newton(columns: list[list[float]], target: list[float]) -> list[float]:
+def _newton(columns: list[list[float]], target: list[float], shrink: float) -> list[float]:
     """The ridge makes the problem strictly convex; the last column is the constant, which is not shrunk."""
     size = len(columns)
-    penalty = [_RIDGE] * (size - 1) + [1e-6]
+    penalty = [shrink] * (size - 1) + [1e-6]
     weights = [0.0] * size
     for _ in range(_NEWTON_STEPS):
         chances = [
