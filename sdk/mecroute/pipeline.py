@@ -73,7 +73,7 @@ class Pipeline:
         """Steps 2 to 4: assess the request, list the targets, decide. Runs nothing."""
         if self.on_request is not None:
             self.on_request()
-        context = self.context.assess(request)
+        context = await self.context.assess_fully(request, may_encode=self.router.may_encode(request))
         left_s = request.remaining_s()
         # Nodes that were never heard of are waited for; of a deadline's time, for no more than a share.
         await self.resource.refresh(math.inf if left_s is None else left_s * _SHARE_FOR_LOOKING)

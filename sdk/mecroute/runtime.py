@@ -15,6 +15,7 @@ from mecroute.budgets.ledger import Ledger
 from mecroute.budgets.tier import BudgetedTier
 from mecroute.config.schema import Config, NodeConfig
 from mecroute.device.probe import DeviceProbe, Probes
+from mecroute.errors import ConfigError
 from mecroute.evidence.explore import Explorer
 from mecroute.evidence.shadow import Shadow
 from mecroute.network.health import CloudHealth
@@ -23,6 +24,7 @@ from mecroute.pipeline import Pipeline
 from mecroute.placement.demand import Demand
 from mecroute.placement.keeper import DemandKeeper
 from mecroute.predict.difficulty import difficulty_source
+from mecroute.predict.topics import Topics
 from mecroute.state.store import StateStore, database_path
 from mecroute.tiers.base import Tier
 from mecroute_registry.facts import Tier as TierName
@@ -80,6 +82,7 @@ class Runtime:
                 links=self.links,
                 network=config.network,
                 difficulty=difficulty_source(config.router.predictor),
+                topics=_topics(config, device),
             ),
             resource=ResourceAgent(
                 config,
@@ -190,6 +193,22 @@ class Runtime:
 
 
 _NOTHING_LOADED: Mapping[str, DeviceLoad] = {}
+
+
+def _topics(config: Config, device: DeviceTier | None) -> Topics:
+    """What names the topic of a request.
+
+    Raises:
+        ConfigError: an encoder is named that is not there.
+    """
+    name = config.router.encoder
+    if name is None:
+        return Topics()
+    if device is None:
+        raise ConfigError(
+            "router.encoder is set, and the device is not enabled", hint="leave one of them out"
+        )
+    return Topics(device.prompt_encoder(name))
 
 
 def _expanded(path: Path | None) -> Path | None:

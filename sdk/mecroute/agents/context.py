@@ -12,7 +12,8 @@ from mecroute.device.probe import DeviceReading, Probes
 from mecroute.device.state import ASSUMED_THROTTLED_SHARE, read_device_state, read_network_state
 from mecroute.network.links import Links
 from mecroute.predict.complexity import request_features
-from mecroute.request import Request
+from mecroute.predict.topics import Topics
+from mecroute.request import Request, message_text
 
 #: Battery, memory and routes change slowly; reading them costs more than a whole decision.
 _REFRESH_S = 1.0
@@ -36,6 +37,7 @@ class ContextAgent:
         clock: monotonic seconds.
         difficulty: a learned difficulty (0..1) of a text; see `predict/difficulty.py`.
         read_features: reads a request; a simulation, whose requests have no text, has its own.
+        topics: names what a request is about; None: nothing does.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class ContextAgent:
         clock: Callable[[], float] = time.monotonic,
         difficulty: Callable[[str], float] | None = None,
         read_features: Callable[[Request], RequestFeatures] | None = None,
+        topics: Topics | None = None,
     ) -> None:
         self._read_features = read_features
+        self._topics = topics
         self._difficulty = difficulty
         self._usual_output_tokens = usual_output_tokens
         self._read_device = read_device
@@ -76,6 +80,20 @@ class ContextAgent:
                 difficulty=self._difficulty,
             )
         return Context(features=features, device=device, network=network, upload_bytes=upload_bytes(request))
+
+    async def assess_fully(self, request: Request, *, may_encode: bool) -> Context:
+        """As `assess`, with the topic as the kind of a request that names no other.
+
+        Args:
+            request: the request.
+            may_encode: whether a model may read it.
+        """
+        context = self.assess(request)
+        features = context.features
+        if self._topics is None or features.kind is not None or request.task not in ("chat", "completion"):
+            return context
+        kind = await self._topics.kind(asked_text(request), may_encode=may_encode)
+        return replace(context, features=replace(features, kind=kind))
 
     def device_state(self) -> DeviceState:
         """The device as it is now, or was within the last second."""
@@ -111,6 +129,14 @@ def _with_reading(device: DeviceState, reading: DeviceReading) -> DeviceState:
     if "throttled" in told and "speed_share" not in told:
         told["speed_share"] = ASSUMED_THROTTLED_SHARE if told["throttled"] else 1.0
     return replace(device, **told) if told else device
+
+
+def asked_text(request: Request) -> str:
+    """What a chat's user said last, or what is to be completed."""
+    if request.task != "chat":
+        return request.text()
+    said = (m for m in reversed(request.body["messages"]) if m.get("role") == "user")
+    return message_text(next(said, {}))
 
 
 def upload_bytes(request: Request) -> int:

@@ -27,6 +27,8 @@ from mecroute.routing.sessions import goes_on, kept, session_name
 from mecroute.target import Target, TargetState
 
 _LOG = logging.getLogger("mecroute.router")
+#: Who wants an answer sooner has no milliseconds for an encoder.
+_ENCODES_FROM_MS = 100.0
 
 
 class RouterAgent:
@@ -147,6 +149,12 @@ class RouterAgent:
             notes=tuple(notes),
             cascade=plan,
         )
+
+    def may_encode(self, request: Request) -> bool:
+        """Whether a decision may wait some milliseconds for a model to read the request."""
+        asked = request.requirements
+        wished = [limit for limit in (asked.max_latency_ms, asked.deadline_ms) if limit is not None]
+        return self._policy(request).encode and min(wished, default=math.inf) >= _ENCODES_FROM_MS
 
     def watches(self, request: Request, decision: Decision) -> bool:
         """Whether what the primary answers is to be measured, since it may be judged some day."""

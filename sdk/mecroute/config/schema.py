@@ -104,6 +104,7 @@ class Weighting(_Table):
     availability: float = Field(default=0, ge=0, le=1)
     floor: Literal["device", "edge", "any"] | None = Field(default=None, description="least privacy with it")
     cascade: bool = Field(default=True, description="whether cascades may be planned, where they are enabled")
+    encode: bool = Field(default=True, description="whether decisions may wait for the encoder")
 
     @model_validator(mode="after")
     def _weights_sum_to_one(self) -> Self:
@@ -128,6 +129,9 @@ class RouterConfig(_Table):
     )
     predictor: str = Field(
         default="shipped", min_length=1, description="learned difficulty: shipped, off, or a file"
+    )
+    encoder: str | None = Field(
+        default=None, min_length=1, description="text model of the device that reads prompts; default: none"
     )
     hedge: Literal["free", "always", "never"] = Field(
         default="free", description="ask a second target when the first is late: if it costs nothing"

@@ -32,6 +32,7 @@ class PolicyBook:
                 weights.availability,
                 floor=weights.floor,
                 cascade=weights.cascade,
+                encode=weights.encode,
             )
 
     def find(self, name: str) -> Policy:

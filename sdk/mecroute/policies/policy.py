@@ -36,6 +36,7 @@ class Policy:
         tie_margin: scores this close go to the nearer tier; None: the configured margin.
         scorer: code in place of the weights.
         cascade: whether an answer may be asked for twice, where `[router.cascade]` is enabled.
+        encode: whether a decision may wait for `[router] encoder`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Policy:
     tie_margin: float | None = None
     scorer: Scorer | None = None
     cascade: bool = True
+    encode: bool = True
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -64,7 +66,7 @@ BUILT_IN: Mapping[str, Policy] = {
     policy.name: policy
     for policy in (
         Policy("balanced", 0.40, 0.30, 0.20, 0.10),
-        Policy("latency-first", 0.70, 0.15, 0.05, 0.10, cascade=False),
+        Policy("latency-first", 0.70, 0.15, 0.05, 0.10, cascade=False, encode=False),
         Policy("quality-first", 0.15, 0.70, 0.05, 0.10),
         Policy("cheap", 0.15, 0.20, 0.55, 0.10),
         Policy("private", 0.40, 0.40, 0.10, 0.10, floor="edge", tie_margin=0.10),

@@ -10,9 +10,10 @@ from mecroute.agents.resource import DeviceLoad
 from mecroute.config.schema import DeviceConfig
 from mecroute.decision import Candidate
 from mecroute.device.text_models import TEXT_TASKS
-from mecroute.errors import MissingExtraError, NodeNotReadyError
+from mecroute.errors import ConfigError, MecrouteError, MissingExtraError, NodeNotReadyError
 from mecroute.target import Target
 from mecroute.tiers.base import Call
+from mecroute.tiers.prompt_encoder import PromptEncoder
 from mecroute.tiers.shared_loads import SharedLoads
 from mecroute.tiers.text_models import TextModels
 from mecroute_registry.facts import ModelVersion
@@ -52,6 +53,23 @@ class DeviceTier:
     def language_models(self) -> Collection[str]:
         """References of the language models that are loaded now: those that take memory to speak of."""
         return self._engines.loaded()
+
+    def prompt_encoder(self, name: str) -> PromptEncoder:
+        """An encoder for routing, by the name of a text model.
+
+        Raises:
+            ConfigError: there is no such text model.
+        """
+        try:
+            target = self._texts.target_of(name)
+        except MecrouteError as error:
+            raise ConfigError(f"router.encoder: {error.message}", hint=error.hint) from error
+        if not self._texts.holds(target):
+            raise ConfigError(
+                f"router.encoder: '{name}' is no text model of the device",
+                hint="name one of [[device.text_models]], or an ONNX encoder of the registry",
+            )
+        return PromptEncoder(self._texts, target)
 
     def warm(self, candidates: Iterable[Candidate]) -> None:
         """Have the text models among the candidates loaded, for the next request. Returns at once."""

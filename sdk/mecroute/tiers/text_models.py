@@ -91,6 +91,24 @@ class TextModels:
         """
         return await self._engines.get(target.model, partial(self._load, target))
 
+    def loaded(self, target: Target) -> OnnxEngine | None:
+        """The engine of a text model; None while it is not in memory, which it soon will be."""
+        engine = self._engines.loaded().get(target.model)
+        if engine is None and target.model not in self._engines:
+            self._begin(target)
+        return engine
+
+    def target_of(self, name: str) -> Target:
+        """The text model of that name: one of the configuration, or of the registry.
+
+        Raises:
+            ModelNotFoundError: there is none.
+        """
+        if name in self._files:
+            return Target("device", name)
+        model = self._registry.get(name)
+        return Target("device", model.ref, digest=model.digest)
+
     def warm(self, candidates: Iterable[Candidate]) -> None:
         """Have the text models among the candidates of a request loaded, for the next one. Returns at once.
 
@@ -100,8 +118,11 @@ class TextModels:
             target = candidate.target
             if target.tier != "device" or target.model in self._engines or not self.holds(target):
                 continue
-            task = self._engines.begin(target.model, partial(self._load, target))
-            task.add_done_callback(partial(self._warmed, target.model))
+            self._begin(target)
+
+    def _begin(self, target: Target) -> None:
+        task = self._engines.begin(target.model, partial(self._load, target))
+        task.add_done_callback(partial(self._warmed, target.model))
 
     def _warmed(self, ref: str, task: asyncio.Task[OnnxEngine]) -> None:
         error = None if task.cancelled() else task.exception()

@@ -74,6 +74,10 @@ class TextEncoder:
         """Tokenize texts, and put those of like length together; see `TextInputs.groups`."""
         return self._texts.groups(texts)
 
+    def tokens(self, text: str, most: int) -> list[int]:
+        """The token ids of a text, at most so many; see `TextInputs.tokens`."""
+        return self._texts.tokens(text, min(most, self._texts.max_tokens))
+
     def submit(self, group: TextGroup, *, admitted: bool = False) -> Future[dict[str, Any]]:
         """Queue a group; see `OnnxEngine.submit`."""
         return self._engine.submit(group.inputs, [self._output], admitted=admitted)

@@ -102,6 +102,12 @@ class TextInputs:
         rows = self._engine.piece_rows
         return [self._group(encoded, places) for places in _by_length(lengths, rows)], sum(lengths)
 
+    def tokens(self, text: str, most: int) -> list[int]:
+        """The token ids of a text. Where there are more than `most` (≥ 2), only the first ones and the last,
+        which is the mark that texts end with."""
+        ids: list[int] = self._tokenizer.encode(text).ids
+        return ids if len(ids) <= most else [*ids[: most - 1], ids[-1]]
+
     def _encode(self, texts: Sequence[Text]) -> list[Any]:
         """Each text's `ids` and `type_ids`."""
         written = [text for text in texts if _is_written(text)]
