@@ -105,7 +105,13 @@ def create_app(settings: ServerSettings) -> FastAPI:
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
-            expose_headers=("retry-after", "retry-after-ms", "x-mecroute-node", "x-request-id"),
+            expose_headers=(
+                "inference-header-content-length",
+                "retry-after",
+                "retry-after-ms",
+                "x-mecroute-node",
+                "x-request-id",
+            ),
         )
     app.add_exception_handler(MecrouteError, answer_error)
     app.add_exception_handler(HTTPException, answer_http_error)

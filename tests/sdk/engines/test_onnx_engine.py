@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from onnx import TensorProto, helper
 
@@ -123,6 +125,23 @@ def test_lanes_compute_side_by_side(
     np.testing.assert_allclose(first.result(60)["logits"], classify(np.ones((1, 3))), rtol=1e-5)
     # The first had the engine to itself, and with it all threads.
     assert narrow == [False] + [True] * 6
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_threads_are_bounded(tmp_path: Path, open_engine: Open, n_threads: int) -> None:
+    open_engine(write_classifier(tmp_path / "first.onnx"))  # what onnxruntime starts once for the process
+    before = psutil.Process().num_threads()
+    engine = open_engine(write_classifier(tmp_path / "c.onnx"), n_threads=n_threads)
+    futures = [engine.submit({"x": np.ones((1, 3), np.float32)}) for _ in range(50)]
+    for future in futures:
+        future.result(60)
+    # A thread for each batch that is computed at a time, and those that share a run beside the first.
+    assert psutil.Process().num_threads() - before <= engine.lanes + n_threads - 1
+    engine.close()
+    deadline = time.monotonic() + 10  # a joined thread may be counted for a moment longer
+    while psutil.Process().num_threads() - before > n_threads - 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_lone_request_does_not_wait_for_ever(tmp_path: Path, open_engine: Open) -> None:
