@@ -16,6 +16,7 @@ from mecroute.config import DeviceConfig, NodeConfig, RegistryConfig, StateConfi
 from mecroute.network.links import Links
 from mecroute.nodes.fleet import Fleet
 from mecroute.nodes.load_header import LOAD_HEADER, ModelLoad
+from mecroute.nodes.report import NodeReport
 from mecroute.nodes.watch import SPACING_S, NodeWatch
 from mecroute.state.store import StateStore
 from mecroute.target import TargetState
@@ -231,3 +232,9 @@ def test_a_node_that_stops_lets_go_of_who_waits(tmp_path: Path, with_model: bool
                 assert answer.status_code == 200
 
     asyncio.run(run())
+
+
+def test_a_newer_node_s_tasks_do_not_make_its_report_unreadable() -> None:
+    model = {"ref": "m:1", "state": "ready", "tasks": ["embed", "paint"], "colour": "red"}
+    report = NodeReport.model_validate({"node": "n", "models": [model]})
+    assert report.models[0].tasks == ("embed",)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mecroute_registry.facts import Task
 
 #: A classifier with more says nothing of them in a report that clients read every second.
 MOST_LABELS_REPORTED = 512
+_TASKS = frozenset(get_args(Task))
 ModelState = Literal["pulling", "verifying", "loading", "ready", "failed", "unloaded"]
 
 
@@ -78,6 +79,14 @@ class ModelReport(BaseModel):
     prefix_hit_rate: float | None = Field(default=None, ge=0, le=1)
     prefixes: tuple[str, ...] = Field(default=(), max_length=256)
     labels: tuple[str, ...] | None = Field(default=None, max_length=MOST_LABELS_REPORTED)
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _known_tasks(cls, tasks: object) -> object:
+        # A newer node may know others, which this client would not ask for.
+        if not isinstance(tasks, list | tuple):
+            return tasks
+        return [one for one in tasks if not isinstance(one, str) or one in _TASKS]
 
     @cached_property
     def prefix_set(self) -> frozenset[str]:
