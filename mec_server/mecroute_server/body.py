@@ -29,13 +29,13 @@ async def read_body(request: Request, max_bytes: int, setting: str = "max_body_b
     """
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
-        raise _too_large(max_bytes, setting)
+        raise too_large(max_bytes, setting)
     parts: list[bytes] = []
     size = 0
     async for part in request.stream():
         size += len(part)
         if size > max_bytes:
-            raise _too_large(max_bytes, setting)
+            raise too_large(max_bytes, setting)
         parts.append(part)
     return b"".join(parts)
 
@@ -71,7 +71,8 @@ def _refuse_lone_surrogates(value: dict[str, Any]) -> None:
         raise InvalidRequestError("the request body has a lone surrogate, which is no character") from error
 
 
-def _too_large(max_bytes: int, setting: str) -> BodyTooLargeError:
+def too_large(max_bytes: int, setting: str = "max_body_bytes") -> BodyTooLargeError:
+    """The error for a body of more than `max_bytes`, which `setting` of `[server]` bounds."""
     return BodyTooLargeError(
         f"the request body is larger than this server's {max_bytes:,} bytes",
         hint=f"send less, or raise [server] {setting}",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import struct
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -382,9 +384,32 @@ def test_infinite_outputs_need_binary_data(http: httpx.Client) -> None:
     assert answer.content.endswith(struct.pack("<f", float("-inf")))
 
 
-def test_compressed_and_large_bodies_are_refused(http: httpx.Client) -> None:
-    answer = http.post("/v2/models/c/infer", content=b"x", headers={"content-encoding": "gzip"})
-    assert answer.status_code == 400
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_compressed_bodies(client: Any, http: httpx.Client, algorithm: str) -> None:
+    x = np.ones((4, 3), np.float32)
+    given = triton.InferInput("x", [4, 3], "FP32")
+    given.set_data_from_numpy(x)
+    answer = client.infer(
+        "c", [given], request_compression_algorithm=algorithm, response_compression_algorithm=algorithm
+    )
+    np.testing.assert_allclose(answer.as_numpy("logits"), classify(x), rtol=1e-5)
+    compress = {"gzip": gzip.compress, "deflate": zlib.compress}[algorithm]
+    whole = compress(json.dumps({"inputs": [x_input()]}).encode())
+    headers = {"content-encoding": algorithm}
+    for content, status, said in (
+        (whole, 200, "logits"),
+        (whole[:-4], 400, "not one whole"),
+        (whole + b"more", 400, "not one whole"),
+        (b"x" * 40, 400, f"is not {algorithm}"),
+        (compress(b" " * 50_000_000), 413, "2,000,000"),
+    ):
+        answer = http.post("/v2/models/c/infer", content=content, headers=headers)
+        assert (answer.status_code, said in answer.text) == (status, True), answer.text
+
+
+def test_other_encodings_and_large_bodies_are_refused(http: httpx.Client) -> None:
+    answer = http.post("/v2/models/c/infer", content=b"x", headers={"content-encoding": "br"})
+    assert (answer.status_code, "'br'" in answer.text) == (400, True)
     assert http.post("/v2/models/c/infer", content=b"x" * 2_000_001).status_code == 413
 
 

@@ -17,6 +17,7 @@ from mecroute_server.body import read_body
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
 from mecroute_server.errors import error_response
 from mecroute_server.kserve import check_datatypes, encode_answer, model_metadata, parse_infer
+from mecroute_server.kserve.compression import inflate
 from mecroute_server.kserve.datatypes import NAMES
 from mecroute_server.kserve.description import model_config, model_statistics
 from mecroute_server.node import Node
@@ -87,9 +88,10 @@ async def model_ready(node: CurrentNode, name: str, version: str | None = None) 
 @router.post("/models/{name:path}/versions/{version}/infer")
 async def infer(request: Request, node: CurrentNode, name: str, version: str | None = None) -> Response:
     """The model's outputs for the inputs given."""
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise InvalidRequestError("compressed bodies are not supported by this server")
-    body = await read_body(request, node.settings.max_body_bytes)
+    most = node.settings.max_body_bytes
+    body = await read_body(request, most)
+    if encoding := request.headers.get("content-encoding"):
+        body = await asyncio.to_thread(inflate, body, encoding, most)
     header_length = request.headers.get("inference-header-content-length")
     if len(body) > _LARGE_BYTES:
         asked = await asyncio.to_thread(parse_infer, body, header_length)
