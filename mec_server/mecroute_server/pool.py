@@ -12,7 +12,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mecroute.engines.llama.submitter import current_submitter
 from mecroute.errors import (
+    DeadlineExceededError,
     InvalidRequestError,
     MecrouteError,
     ModelNotFoundError,
@@ -35,6 +37,8 @@ _T = TypeVar("_T")
 
 #: A model that could not be loaded is not tried again for a request before this.
 _RETRY_FAILED_S = 10.0
+#: How long a load takes, while nobody knows.
+_UNMEASURED_LOAD_S = 2.0
 
 
 class EnginePool:
@@ -211,6 +215,7 @@ class EnginePool:
             NodeNotReadyError: it is not in memory and not about to be, or not in time.
             InsufficientMemoryError: it does not fit.
             OverloadedError: too many requests wait for models to load.
+            DeadlineExceededError: the request's deadline passed before it was in memory.
             MecrouteError: it could not be loaded.
         """
         slot, loaded = await self._held(name, keep_alive_s)
@@ -252,8 +257,13 @@ class EnginePool:
             raise self._not_ready(slot)
         if self._waiting >= self._settings.max_queue:
             raise OverloadedError(
-                f"{self._waiting} requests already wait for models to load", retry_after_s=2.0, tier="mec"
+                f"{self._waiting} requests already wait for models to load",
+                retry_after_s=slot.last_load_s or _UNMEASURED_LOAD_S,
+                tier="mec",
             )
+        wait_s, deadline_at = self._settings.load_wait_s, current_submitter().deadline_at
+        if deadline_at is not None:
+            wait_s = min(wait_s, max(0.0, deadline_at - time.perf_counter()))
         waiter: asyncio.Future[LoadedModel | None] = asyncio.get_running_loop().create_future()
         slot.waiters.append(waiter)
         slot.unwanted.clear()
@@ -261,10 +271,12 @@ class EnginePool:
             slot.demand = self.spawn(self._demand(slot))
         self._waiting += 1
         try:
-            async with asyncio.timeout(self._settings.load_wait_s):
+            async with asyncio.timeout(wait_s):
                 loaded = await waiter
         except TimeoutError:
             _give_back(waiter)
+            if wait_s < self._settings.load_wait_s:
+                raise self._too_late(slot) from None
             raise self._not_ready(slot) from None
         except asyncio.CancelledError:
             _give_back(waiter)
@@ -278,6 +290,14 @@ class EnginePool:
         if loaded is None:
             raise self._not_ready(slot)
         return loaded
+
+    def _too_late(self, slot: ModelSlot) -> DeadlineExceededError:
+        return DeadlineExceededError(
+            f"the deadline passed while '{slot.ref}' was {slot.state} on node '{self._settings.node}'",
+            hint="allow more time, or have the model in memory before it is asked (pin it)",
+            tier="mec",
+            model=slot.ref,
+        )
 
     def _not_ready(self, slot: ModelSlot) -> NodeNotReadyError:
         node = self._settings.node

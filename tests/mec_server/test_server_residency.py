@@ -174,6 +174,23 @@ def test_waiting_is_bounded_and_given_up_with_the_last_who_waits(files: list[Pat
         server.node.pool.find("a:v1").loaded.engine.close()  # type: ignore[union-attr]
 
 
+def test_a_deadline_is_kept_while_a_model_waits_for_room(one_at_a_time: NodeServer) -> None:
+    with ThreadPoolExecutor() as threads:
+        running = threads.submit(ask, one_at_a_time, "a", 20_000)
+        wait_until(one_at_a_time, lambda: states(one_at_a_time).get("a:v1", {}).get("running") == 1)
+        body = {"model": "b", "prompt": "x"}
+        headers = {"x-mecroute-deadline-ms": "200"}
+        late = httpx.post(f"{one_at_a_time.url}/v1/completions", json=body, headers=headers, timeout=60)
+        assert not running.done()  # what it waited for
+        assert late.status_code == 504
+        error = late.json()["error"]
+        assert error["code"] == "deadline_exceeded"
+        assert "'b:v1'" in error["message"]
+        slot = one_at_a_time.node.pool.find("b:v1")
+        wait_until(one_at_a_time, lambda: slot.demand is None and not slot.waiters)
+        one_at_a_time.node.pool.find("a:v1").loaded.engine.close()  # type: ignore[union-attr]
+
+
 def test_which_version_answers_does_not_depend_on_what_is_in_memory(
     one_at_a_time: NodeServer, files: list[Path], tmp_path: Path
 ) -> None:

@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_refused(
     data = export(a, "wide").content
     small = settings(rambling, tmp_path, context=128, max_session_bytes=len(data) + 1)
     with running_node(small) as node:
-        assert code(put(node, "wide", data)) == (507, "insufficient_room")
+        assert code(put(node, "wide", data)) == (409, "session_conflict")
         assert code(put(node, "wide", data + b"xx")) == (413, "request_too_large")
 
 

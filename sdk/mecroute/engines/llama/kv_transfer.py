@@ -141,11 +141,12 @@ class KvTransfer:
 
         Raises:
             InvalidSnapshotError: llama.cpp does not take it.
-            InsufficientRoomError: it does not fit.
+            SessionConflictError: it is longer than the context.
+            InsufficientRoomError: there is no room for it now.
         """
         count = len(tokens)
         if count >= self._n_ctx:
-            raise InsufficientRoomError(
+            raise SessionConflictError(
                 f"the conversation has {count} tokens, and the context window {self._n_ctx}",
                 hint="serve the model with a longer context",
             )
