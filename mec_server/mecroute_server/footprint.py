@@ -61,7 +61,10 @@ def estimate_gguf(path: Path, settings: ServerSettings, *, has_gpu: bool) -> Foo
         buffers  = 512 x 4 x (8 x embedding + 3 x feed_forward) + 512 x 6 x KV tokens + 8 MiB
 
     where 6 bytes a row and KV token are the attention mask. With layers on a GPU, that share of weights and
-    KV cache counts there, and the buffers on both sides.
+    KV cache counts there, and the buffers on both sides. An encoder has no KV cache, but a second context
+    to make vectors with; there llama.cpp keeps room for logits:
+
+        second context = 512 x 4 x (8 x embedding + 3 x feed_forward + vocabulary)
 
     Args:
         path: the file; its header is read.
@@ -76,10 +79,14 @@ def estimate_gguf(path: Path, settings: ServerSettings, *, has_gpu: bool) -> Foo
     tokens = min(settings.context, facts.context_length or settings.context) * settings.parallel
     # Each combination of adapters has a KV cache of its own; how many will be in use is up to the callers.
     tokens *= 1 + min(len(settings.adapters), MAX_SETS)
-    kv = tokens * (facts.kv_bytes_per_token or 0)
+    if not facts.is_causal:
+        tokens = min(settings.context, facts.context_length or settings.context)
+    kv = tokens * (facts.kv_bytes_per_token or 0) if facts.is_causal else 0
     width, inner = facts.embedding_length or 0, facts.feed_forward_length or 0
     rows = _STREAM_BUFFERS * width + _FEED_FORWARD_BUFFERS * (inner or 4 * width)
     buffers = _BATCH_ROWS * (4 * rows + 6 * tokens) + _FIXED_BYTES
+    if not facts.is_causal:
+        buffers += _BATCH_ROWS * 4 * (rows + (facts.vocabulary_size or 0))
     on_gpu = _gpu_share(facts, settings.gpu_layers) if has_gpu else 0.0
     here = int((weights + kv) * (1 - on_gpu))
     return Footprint(

@@ -73,6 +73,8 @@ class GgufFacts:
         kind: `general.type`: `model`, `adapter` and others.
         kv_bytes_per_token: what one token takes in a KV cache of 16-bit numbers. An upper bound where layers
             differ, or where some attend to a window only; None where the header does not say enough.
+        is_causal: whether no token looks at those after it; False for most encoders.
+        vocabulary_size: tokens; None where the file has no vocabulary.
     """
 
     version: int
@@ -91,6 +93,8 @@ class GgufFacts:
     feed_forward_length: int | None = None
     kv_bytes_per_token: int | None = None
     kind: str | None = None
+    is_causal: bool = True
+    vocabulary_size: int | None = None
 
 
 def read_gguf(path: Path) -> GgufFacts:
@@ -133,6 +137,7 @@ class _Header:
         self._at = 0  # position in the window
         self._strings_left = _MAX_ARRAY_STRINGS
         self._scalars: dict[str, int | float | bool] = {}
+        self._vocabulary_size: int | None = None
         self._texts: dict[str, str] = {}
         self._has_chat_template = False
         self._elements: Counter[str] = Counter()
@@ -161,6 +166,8 @@ class _Header:
             feed_forward_length=self._positive(f"{architecture}.feed_forward_length"),
             kind=self._texts.get("general.type") or None,
             kv_bytes_per_token=self._kv_bytes_per_token(architecture),
+            is_causal=self._scalars.get(f"{architecture}.attention.causal") is not False,
+            vocabulary_size=self._vocabulary_size,
         )
 
     # --- sections of the file -----------------------------------------------------------------------------
@@ -226,6 +233,8 @@ class _Header:
             if count > self._strings_left:
                 self._refuse(f"declares {count} strings in {key[:80]!r}, more than any vocabulary has")
             self._strings_left -= count
+            if key == "tokenizer.ggml.tokens":
+                self._vocabulary_size = count
             self._skip_strings(count, key)
         else:
             # Arrays of arrays are in the specification, but llama.cpp reads none.

@@ -10,6 +10,7 @@ from mecroute_registry.gguf import read_gguf
 from mecroute_server.budget import HEAT_HALF_LIFE_S, Candidate, Heat, MemoryBudget
 from mecroute_server.footprint import Footprint, estimate_gguf, estimate_onnx, measuring
 from mecroute_server.settings import ServerSettings
+from support.tiny_bert_gguf import WORDS, write_tiny_bert_gguf
 from support.tiny_encoder import write_encoder
 from support.tiny_gguf import HEAD_DIM, KV_HEADS, LAYERS
 
@@ -84,6 +85,15 @@ def test_the_estimate_counts_weights_and_cache(tiny: Path) -> None:
     assert estimate.certain_bytes == tiny.stat().st_size + 256 * 4 * per_token
     assert estimate.ram_bytes > estimate.certain_bytes
     assert estimate.vram_bytes == 0
+
+
+def test_an_encoder_has_no_cache(tmp_path: Path) -> None:
+    path = write_tiny_bert_gguf(tmp_path / "bert.gguf", "MEAN")
+    facts = read_gguf(path)
+    assert (facts.is_causal, facts.vocabulary_size) == (False, 5 + len(WORDS))
+    few, many = (estimate_gguf(path, ServerSettings(parallel=n), has_gpu=False) for n in (1, 64))
+    assert few == many
+    assert few.certain_bytes == path.stat().st_size
 
 
 def test_layers_on_a_gpu_count_there(tiny: Path) -> None:

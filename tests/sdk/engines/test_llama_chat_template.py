@@ -63,3 +63,70 @@ def test_an_invalid_template_is_the_files_fault() -> None:
 def test_a_hostile_template_gets_nowhere(attack: str) -> None:
     with pytest.raises(InvalidRequestError):
         ChatTemplate(attack).render([HELLO])
+
+
+_GROWING = "{% set n = namespace(s='x' * 1000) %}{% for i in range(60) %}GROW{% endfor %}{{ n.s | length }}"
+_NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+_TWICE = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        _NESTED,
+        "{% set __counted__ = 1 %}" + _NESTED,
+        "{% for a in range(99999) %}{% for b in range(99999) | map('int') %}{% endfor %}{% endfor %}",
+        _TWICE,
+        *(
+            _GROWING.replace("GROW", step)
+            for step in (
+                "{% set n.s = n.s + n.s %}",
+                "{% set n.s = n.s ~ n.s %}",
+                "{% set n.s %}{{ n.s }}{{ n.s }}{% endset %}",
+                "{% set n.s = [n.s, n.s] | join %}",
+                "{% set n.s = ''.join([n.s, n.s]) %}",
+                "{% set n.s = n.s.replace('x', n.s) %}",
+                "{% set n.s = n.s | replace('x', n.s) %}",
+                "{% set n.s = n.s * 1000 %}",
+                "{% set n.s = [n.s, n.s] %}{{ n.s }}",
+                "{% set n.s = [n.s, n.s] %}{% set x = n.s ~ '' %}",
+                "{% set n.s = [n.s, n.s] %}{% set x = n.s | tojson %}",
+                "{% set n.s = [n.s, n.s] %}{% set x = '%s' % (n.s,) %}",
+                "{% set n.s = [n.s, n.s] %}{% set x = '{}'.format(n.s) %}",
+            )
+        ),
+        "{% for i in range(60) %}{{ 'x' * 10000000 }}{% endfor %}",
+        "{% set n = namespace(i=99999) %}{% for i in range(60) %}{% set n.i = n.i * n.i %}{% endfor %}",
+        "{{ 9 ** 9 ** 9 }}",
+        "{{ 'x' | center(10 ** 10) }}",
+        "{{ 'x'.ljust(10 ** 10) }}",
+        "{{ '%9999999999d' % 1 }}",
+        "{{ '%*d' % (10 ** 10, 1) }}",
+        "{{ '%9999999999d' | format(1) }}",
+        "{{ '{:9999999999}'.format(1) }}",
+        "{{ '{:{w[0]}}'.format(1, w=[10 ** 10]) }}",
+        "{{ messages | tojson(indent=10 ** 10) }}",
+    ],
+)
+def test_a_template_that_would_not_end_or_fill_the_memory_is_stopped(attack: str) -> None:
+    with pytest.raises(InvalidRequestError, match="was stopped"):
+        ChatTemplate(attack).render([HELLO])
+
+
+def test_ordinary_templates_are_not_in_the_way() -> None:
+    source = (
+        "{% set ns = namespace(last=-1) %}"
+        "{% for m in messages %}{% set ns.last = loop.index0 if m.role == 'user' else ns.last %}{% endfor %}"
+        "{% for m in messages | selectattr('role', 'equalto', 'user') if m.content %}"
+        "{{ loop.index }}/{{ loop.length }}{{ ',' if not loop.last }}{% endfor %} "
+        "{{ '%s-%05d' % ('a', 7) }} {{ '{:>3}'.format('b') }} "
+        "{{ messages[::-1][0].content.split('l') | join('L') }}"
+        "{% set block %}{{ ns.last ~ '!' }}{% endset %}{{ block | trim }}"
+        "{% macro f(x) %}<{{ x }}>{% endmacro %}{{ f('y') }}{{ 'ab' * 2 + 'c' }}{{ {'a': [1]} | tojson }}"
+        "{{ [1, 2] }}{% for i in range(5) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}"
+    )
+    assert ChatTemplate(source).render([HELLO, HELLO]).head == (
+        '1/2,2/2 a-00007   b HeLLo1!<y>ababc{"a": [1]}[1, 2]01'
+    )
+    many = [HELLO, {"role": "assistant", "content": "x" * 1000}] * 2000
+    assert len(ChatTemplate(CHAT_TEMPLATE).render([*many, HELLO]).head) > 2_000_000

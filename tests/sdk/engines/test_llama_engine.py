@@ -21,6 +21,7 @@ from mecroute.engines.llama import (
     SamplingParams,
 )
 from mecroute.engines.llama.context import DecodeContext
+from mecroute.engines.llama.embedding import Embedder
 from mecroute.errors import (
     ContextLengthError,
     InvalidModelFileError,
@@ -339,6 +340,25 @@ def test_embeddings_are_unit_vectors_that_do_not_depend_on_the_batch(engine: Mak
     (alone,), _ = one.embed([texts[7]])
     assert alone == pytest.approx(vectors[7], abs=1e-5)
     assert alone != pytest.approx(vectors[8], abs=1e-3)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_embeddings_do_not_depend_on_the_pieces_in_which_a_text_is_computed(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, pooling: str
+) -> None:
+    texts = [f"text number {i} " * (3 * i + 1) for i in range(10)]
+
+    def embed(rows: int, *, in_pieces: bool = True) -> list[list[float]]:
+        one = engine(n_ctx=1024)
+        monkeypatch.setattr(one._model, "pooling", pooling)
+        monkeypatch.setattr(one._model, "is_causal", in_pieces)
+        monkeypatch.setattr(Embedder, "LOGITS_BYTES", 4 * one._model.n_vocab * rows)
+        return one.embed(texts)[0]
+
+    whole = embed(1024, in_pieces=False)  # llama.cpp pools
+    for rows in (1024, 50, 32):
+        for vector, expected in zip(embed(rows), whole, strict=True):
+            assert vector == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_text_too_long_to_embed_is_refused(engine: MakeEngine) -> None:

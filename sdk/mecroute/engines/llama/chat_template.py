@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import cache
 from typing import Any, NamedTuple
 
+from mecroute.engines.llama.template_sandbox import environment, render
 from mecroute.engines.llama.tool_prompt import describe_tools
-from mecroute.errors import InvalidModelFileError, InvalidRequestError, MissingExtraError
+from mecroute.errors import InvalidModelFileError, InvalidRequestError
 
 #: What llama.cpp also falls back to when a file carries no template.
 CHATML = (
@@ -57,7 +55,7 @@ class ChatTemplate:
         self.knows_tools = re.search(r"\btools\b", self.source) is not None
         self._eos = eos
         try:
-            self._template = _environment().from_string(self.source)
+            self._template = environment().from_string(self.source)
         except jinja2.TemplateError as error:
             raise InvalidModelFileError(
                 f"the model's chat template is not valid: {error}",
@@ -113,14 +111,13 @@ class ChatTemplate:
         import jinja2
 
         try:
-            return str(
-                self._template.render(
-                    messages=messages,
-                    tools=list(tools) or None,
-                    add_generation_prompt=add_generation_prompt,
-                    bos_token=self.bos,
-                    eos_token=self._eos,
-                )
+            return render(
+                self._template,
+                messages=messages,
+                tools=list(tools) or None,
+                add_generation_prompt=add_generation_prompt,
+                bos_token=self.bos,
+                eos_token=self._eos,
             )
         # A template is arbitrary code over the caller's messages: wrong types and depths surface as these.
         except (jinja2.TemplateError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -159,29 +156,3 @@ def message_text(message: Mapping[str, Any]) -> str:
         f"the content of the message from '{message.get('role')}' is {type(content).__name__}",
         hint="content must be a string or a list of text parts",
     )
-
-
-@cache
-def _environment() -> Any:
-    try:
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise MissingExtraError("device", "rendering a chat template") from error
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    # The same settings and functions as transformers' apply_chat_template, which templates are written for.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-
-    def tojson(value: object, indent: int | None = None, **_: object) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    # Jinja's own is for HTML and escapes quotes and angle brackets.
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from mecroute.engines.llama import native
 from mecroute.engines.llama.model import LlamaModel
@@ -36,7 +36,7 @@ class DecodeContext:
         n_batch: rows a step may have.
         n_outputs: rows of a step whose logits may be asked for.
         n_threads: CPU threads at most; fewer are used while other processes need the cores.
-        pooling: compute one vector a sequence, pooled so, instead of logits.
+        pooling: compute one vector a sequence, pooled so, instead of logits; `none` makes it one a row.
         adapters: llama.cpp's LoRA adapters and their scales, applied to every row.
         turns: whose turn it is to compute, where several contexts share the CPU.
         streams: each sequence has an equal part of the cells for itself, and its attention looks at those
@@ -62,7 +62,7 @@ class DecodeContext:
         n_batch: int,
         n_outputs: int,
         n_threads: int,
-        pooling: Pooling | None = None,
+        pooling: Pooling | Literal["none"] | None = None,
         adapters: Adapters = (),
         turns: Turns | None = None,
         streams: bool = False,
@@ -86,7 +86,7 @@ class DecodeContext:
         params.no_perf = True
         if pooling is not None:
             params.embeddings = True
-            params.pooling_type = NUMBERS[pooling]
+            params.pooling_type = 0 if pooling == "none" else NUMBERS[pooling]
         with native.captured_log() as tail:
             self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
@@ -190,6 +190,12 @@ class DecodeContext:
 
         pointer = self._lib.llama_get_embeddings_seq(self.handle, sequence)
         return np.ctypeslib.as_array(pointer, shape=(size,)).copy()
+
+    def vectors(self, rows: int, size: int) -> Any:
+        """The vectors of the first rows of the last step, float32 [rows, size]; llama.cpp's own memory."""
+        import numpy as np
+
+        return np.ctypeslib.as_array(self._lib.llama_get_embeddings(self.handle), shape=(rows, size))
 
     def keep_prefix(self, sequence: int, length: int) -> bool:
         """Forget a sequence's tokens from position `length` on; False if the memory cannot do that."""

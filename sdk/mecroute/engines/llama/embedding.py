@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mecroute.engines.llama.context import DecodeContext
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.errors import ContextLengthError, InvalidRequestError, TierError, TierUnreachableError
+
+#: A text's number, the place of its first token here, and the tokens.
+_Piece = tuple[int, int, tuple[int, ...]]
 
 
 class Embedder:
@@ -20,27 +23,36 @@ class Embedder:
         name: names the engine in errors.
         n_ctx: tokens a text may have.
         n_threads: CPU threads.
+        in_pieces: whether a text may be computed in several batches: no token looks at those after it.
 
     Thread-safe: one call at a time runs, others wait.
     """
 
     #: Texts decoded together at most.
     N_SEQUENCES = 32
+    #: For each row of a batch llama.cpp keeps room for its logits, which nobody asks for: 0.6 MB with a
+    #: vocabulary of 152,000 tokens. So batches have as many rows as that makes this.
+    LOGITS_BYTES = 64 << 20
+    MIN_ROWS = 32
 
-    def __init__(self, model: LlamaModel, *, name: str, n_ctx: int, n_threads: int) -> None:
+    def __init__(self, model: LlamaModel, *, name: str, n_ctx: int, n_threads: int, in_pieces: bool) -> None:
         self._model = model
         self._name = name
         self._n_ctx = n_ctx
         self._lock = threading.Lock()
+        self._rows = min(n_ctx, max(self.MIN_ROWS, self.LOGITS_BYTES // (4 * model.n_vocab)))
+        # llama.cpp pools within a batch, so that a text's tokens must all be in the same one. Of a text in
+        # pieces what they give is pooled here; not where a classifier follows.
+        self._in_pieces = in_pieces and model.pooling != "rank"
+        rows = self._rows if self._in_pieces else n_ctx
         self._context = DecodeContext(
             model,
             n_ctx=n_ctx,
             n_seq_max=self.N_SEQUENCES,
-            # Tokens are pooled within a batch, so a text's tokens must all be in the same one.
-            n_batch=n_ctx,
-            n_outputs=n_ctx,
+            n_batch=rows,
+            n_outputs=rows,
             n_threads=n_threads,
-            pooling=model.pooling,
+            pooling="none" if self._in_pieces else model.pooling,
         )
 
     def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[list[list[float]], int]:
@@ -92,8 +104,9 @@ class Embedder:
             if self._context.handle is None:
                 raise TierUnreachableError(f"the engine of {self._name} was closed", model=self._name)
             group: list[tuple[int, ...]] = []
+            most = self._n_ctx if self._in_pieces else self._rows
             for prompt in prompts:
-                full = sum(map(len, group)) + len(prompt) > self._n_ctx
+                full = bool(group) and sum(map(len, group)) + len(prompt) > most
                 if full or len(group) == self.N_SEQUENCES:
                     vectors += self._pooled_group(group)
                     group = []
@@ -103,13 +116,40 @@ class Embedder:
         return vectors
 
     def _pooled_group(self, group: Sequence[tuple[int, ...]]) -> list[Any]:
+        self._context.clear()
+        if self._in_pieces:
+            return self._pooled_in_pieces(group)
+        self._decode([(sequence, 0, prompt) for sequence, prompt in enumerate(group)])
+        size = self._model.n_scores if self._model.pooling == "rank" else self._model.n_embd
+        return [self._context.pooled(sequence, size) for sequence in range(len(group))]
+
+    def _pooled_in_pieces(self, group: Sequence[tuple[int, ...]]) -> list[Any]:
+        import numpy as np
+
+        pooling, size = self._model.pooling, self._model.n_embd
+        pooled = [np.zeros(size, dtype=np.float32) for _ in group]
+        for pieces in _batches(group, self._rows):
+            vectors = self._context.vectors(self._decode(pieces), size)
+            row = 0
+            for sequence, start, tokens in pieces:
+                of_piece = vectors[row : row + len(tokens)]
+                row += len(tokens)
+                if pooling == "mean":
+                    pooled[sequence] += of_piece.sum(axis=0) / len(group[sequence])
+                elif pooling == "last":
+                    pooled[sequence][:] = of_piece[-1]
+                elif start == 0:
+                    pooled[sequence][:] = of_piece[0]
+        return pooled
+
+    def _decode(self, pieces: Sequence[_Piece]) -> int:
+        """Compute pieces of texts in one batch; returns its rows."""
         context = self._context
-        context.clear()
         rows = 0
-        for sequence, prompt in enumerate(group):
-            end = rows + len(prompt)
-            context.tokens[rows:end] = prompt
-            context.positions[rows:end] = range(len(prompt))
+        for sequence, start, tokens in pieces:
+            end = rows + len(tokens)
+            context.tokens[rows:end] = tokens
+            context.positions[rows:end] = range(start, start + len(tokens))
             context.sequences[rows:end] = sequence
             rows = end
         context.wants_logits[:rows] = 1
@@ -121,13 +161,29 @@ class Embedder:
                 retryable=True,
                 model=self._name,
             )
-        size = self._model.n_scores if self._model.pooling == "rank" else self._model.n_embd
-        return [context.pooled(sequence, size) for sequence in range(len(group))]
+        return rows
 
     def close(self) -> None:
         """Free the context."""
         with self._lock:
             self._context.close()
+
+
+def _batches(group: Sequence[tuple[int, ...]], rows: int) -> Iterator[list[_Piece]]:
+    """The texts of a group, cut into batches of at most so many rows."""
+    batch: list[_Piece] = []
+    left = rows
+    for sequence, prompt in enumerate(group):
+        start = 0
+        while start < len(prompt):
+            tokens = prompt[start : start + left]
+            batch.append((sequence, start, tokens))
+            start, left = start + len(tokens), left - len(tokens)
+            if not left:
+                yield batch
+                batch, left = [], rows
+    if batch:
+        yield batch
 
 
 def _unit(vector: Any) -> list[float]:

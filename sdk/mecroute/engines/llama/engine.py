@@ -364,6 +364,8 @@ class LlamaEngine:
                         name=self.name,
                         n_ctx=min(self.n_ctx, MAX_EMBEDDING_TOKENS),
                         n_threads=self.n_threads,
+                        # What generates has a memory, in which the pieces of a text follow each other.
+                        in_pieces=self.generates and self._model.is_causal,
                     )
                 )
         return self._embedders[0]

@@ -86,6 +86,8 @@ class LlamaModel:
             # Cells that have left a sequence's window are given to others: only from its end on is the window
             # known to be whole.
             self.prefix_sharing = "whole"
+        #: Whether the file does not say that tokens look at those after them.
+        self.is_causal = self._meta(f"{self.facts.architecture}.attention.causal") != "false"
         #: Whether a sequence's last tokens can be taken back.
         self.can_drop_suffix = self.prefix_sharing == "any"
         bos, eos = int(lib.llama_vocab_bos(self.vocab)), int(lib.llama_vocab_eos(self.vocab))
@@ -104,6 +106,12 @@ class LlamaModel:
         except BaseException:
             self.close()
             raise
+
+    def _meta(self, key: str) -> str:
+        """What the file says under a key, as llama.cpp spells it; empty where it says nothing."""
+        buffer = ctypes.create_string_buffer(64)
+        length = self._lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if length > 0 else ""
 
     def _text(self, token: int) -> str:
         """A special token as it is written in templates; empty if the model has none."""
