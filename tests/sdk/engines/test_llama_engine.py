@@ -149,7 +149,7 @@ def test_a_seeded_text_does_not_depend_on_what_else_is_in_the_batch(
     engine: MakeEngine, talking_model: Path
 ) -> None:
     one = engine(talking_model, n_parallel=8)
-    # The model itself knows one answer only; with these any of many letters comes, and rounding decides nothing.
+    # The model itself knows one answer only; with these any letter may come, and rounding decides nothing.
     biases = tuple((FIRST_BYTE + letter, 32.0) for letter in range(ord("a"), ord("z") + 1))
     prompt = one.tokenize("once")
 
