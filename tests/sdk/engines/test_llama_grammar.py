@@ -192,6 +192,8 @@ def test_llama_cpps_own_grammars_are_accepted() -> None:
         ({"type": "array", "minItems": 10**9}, "minItems"),
         ({"type": "array", "minItems": 3, "maxItems": 1}, "'minItems' is above 'maxItems'"),
         ({"type": "string", "maxLength": True}, "maxLength"),
+        ({"type": "string", "maxLength": -1}, "maxLength"),
+        ({"type": "string", "maxLength": 2000}, "'maxLength' above 500 cannot be enforced"),
         ({"$ref": "https://example.com/schema"}, r"\$ref"),
         ({"$ref": "#/$defs/none"}, "not there"),
         ({"$ref": 5}, r"\$ref"),
@@ -225,6 +227,8 @@ def test_a_schema_that_only_means_itself_is_refused(engine: Callable[..., LlamaE
 def test_what_cannot_be_enforced_is_left_to_the_model_unless_strict() -> None:
     loose = schema_to_gbnf({"type": "integer", "minimum": 3}, field="schema", strict=False)
     assert loose == schema_to_gbnf({"type": "integer"}, field="schema", strict=True)
+    long = schema_to_gbnf({"type": "string", "maxLength": 2000}, field="schema", strict=False)
+    assert long == schema_to_gbnf({"type": "string"}, field="schema", strict=True)
 
 
 @pytest.mark.parametrize(

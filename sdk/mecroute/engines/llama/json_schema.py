@@ -18,6 +18,7 @@ MAX_SCHEMAS = 2_000
 #: Larger bounds on length make grammars that no sampler can follow.
 MAX_COUNT = 500
 
+_LAX = "leave it out, or set strict to false and check the answer yourself"
 #: The converter's name for any JSON value.
 _ANYTHING = "value"
 _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
@@ -142,7 +143,7 @@ class _Preparation:
             raise self._refuse(
                 path,
                 f"'{unknown[0]}' cannot be enforced",
-                "leave it out, or set strict to false and check the answer yourself",
+                _LAX,
             )
         kept = {name: value for name, value in schema.items() if name in _KEPT}
         if "format" in schema and kept.get("type") == "string":
@@ -204,9 +205,12 @@ class _Preparation:
             count = schema.get(name)
             if count is None:
                 continue
-            if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MAX_COUNT:
-                raise self._refuse(path, f"'{name}' must be a whole number from 0 to {MAX_COUNT}")
-            found[name] = count
+            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                raise self._refuse(path, f"'{name}' must be a whole number of at least 0")
+            if count <= MAX_COUNT:
+                found[name] = count
+            elif self._strict:
+                raise self._refuse(path, f"'{name}' above {MAX_COUNT} cannot be enforced", _LAX)
         if names and found.get(names[0], 0) > found.get(names[1], MAX_COUNT):
             raise self._refuse(path, f"'{names[0]}' is above '{names[1]}'")
         if kind == "string" and "format" in schema:
