@@ -68,6 +68,13 @@ def test_tokens_are_estimated_by_script() -> None:
     assert estimate_tokens("a" * 400) == 100
     assert estimate_tokens("漢字" * 50) == 100
     assert estimate_tokens("") == 1
+    assert estimate_tokens("a" * 300, "de") == 100
+    assert estimate_tokens("漢字" * 50, "zh") == 100
+    english, german = (
+        "The harbour bridge is closed because of wind.",
+        "Die Brücke ist wegen des Windes gesperrt.",
+    )
+    assert features(english).prompt_tokens < features(german).prompt_tokens
 
 
 def test_needs_are_read_from_the_body() -> None:

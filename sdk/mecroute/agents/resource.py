@@ -61,7 +61,7 @@ class DeviceLoad:
     parallel: int
     prefill_tokens_per_s: float | None
     decode_tokens_per_s: float | None
-    decode_slowdown: float | None
+    decode_slowdown: float | None = None
 
 
 class Nodes(Protocol):

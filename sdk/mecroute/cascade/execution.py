@@ -274,7 +274,8 @@ class CascadeExecution(Execution):
         left_s, second = self.request.remaining_s(), self.decision.candidates[1]
         if left_s is not None and left_s * 1000 < second.ttft_ms:
             raise DeadlineExceededError(
-                f"{left_s * 1000:.0f} ms are left, {second.target.id} takes {second.ttft_ms:.0f} ms to begin"
+                f"{left_s * 1000:.0f} ms are left before the deadline, {second.target.id} takes "
+                f"{second.ttft_ms:.0f} ms to begin"
             )
 
     def _was_replaced(self, first: _First) -> None:
