@@ -176,6 +176,7 @@ def test_a_text_model_without_its_files_says_so_until_they_come(tmp_path: Path, 
         assert [(r.target.id, r.reason) for r in decision.rejected] == [("device/moods", "unavailable")]
         assert str(folder) in decision.rejected[0].detail
         (tmp_path / "away").rename(folder / missing)
+        time.sleep(1.05)  # they are looked for once a second
         assert client.classify("slow", labels=LABELS).mecroute.tier == "device"
 
 

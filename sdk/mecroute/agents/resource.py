@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -50,6 +51,8 @@ _LIVE = "live measurement"
 _TEXT_BYTES_PER_S = 9e10
 _TEXT_LOAD_MS = 1500.0
 _TEXT_MEMORY_FACTOR = 2.0
+#: Reading their outlines takes milliseconds, which not every decision has.
+_LOOK_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,7 @@ class ResourceAgent:
         self._generation: object = None
         self._models: list[ModelVersion] = []
         self._text_models: list[TextModel] = []
+        self._described_at = -math.inf
         self._by_digest: dict[str, ModelVersion] = {}
         self._profiles: dict[str, Sequence[Profile]] = {}
         self._can_run_here = find_spec("llama_cpp") is not None if can_run_here is None else can_run_here
@@ -234,7 +238,9 @@ class ResourceAgent:
             )
 
     def _text_targets(self, loads: Mapping[str, DeviceLoad], speed_share: float) -> Iterator[TargetState]:
-        if any(model.problem is not None for model in self._text_models):
+        if time.monotonic() - self._described_at >= _LOOK_AGAIN_S and any(
+            m.problem for m in self._text_models
+        ):
             self._describe_text_models()  # perhaps its files have come
         for model in self._text_models:
             target = Target("device", model.ref, digest=model.digest)
@@ -263,6 +269,7 @@ class ResourceAgent:
             )
 
     def _describe_text_models(self) -> None:
+        self._described_at = time.monotonic()
         self._text_models = [describe_files(config) for config in self._config.device.text_models]
         self._text_models += [
             describe_registered(model, self._registry.companions(model))
