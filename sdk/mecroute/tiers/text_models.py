@@ -67,7 +67,7 @@ class TextModels:
         found = {}
         for ref, engine in self._engines.loaded().items():
             stats = engine.stats()
-            found[ref] = DeviceLoad(stats.running, stats.queued, engine.n_parallel, None, None)
+            found[ref] = DeviceLoad(stats.running, stats.queued, engine.n_parallel, None, None, None)
         return found
 
     async def complete(self, call: Call) -> dict[str, Any]:
