@@ -1,7 +1,8 @@
 """Classes of texts: the shape of an answer, and how a chat model is asked for one.
 
-A trained classifier answers by itself. A chat model is asked for each text in a conversation of its own, with
-a JSON schema that allows one of the labels and nothing else.
+A trained classifier answers by itself. A chat model is asked for each text in a conversation of its own, in
+which it can answer one of the labels and nothing else: our own engines keep to a grammar of the bare labels,
+a cloud to a JSON schema. The JSON around a label takes more tokens than most labels.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from mecroute.errors import NoClassError, UnknownLabelError
 
 if TYPE_CHECKING:
     from mecroute.tiers.base import Call, Tier
+    from mecroute_registry.facts import Tier as TierName
 
 #: Chat calls of one request that are under way at the same time.
 _AT_ONCE = 4
 #: JSON around the label, as tokens; a token stands for at least one byte of the label.
 _FRAME_TOKENS = 24
 _INSTRUCTIONS = (
+    "Which class does the text belong to? Answer with the name of the class and nothing else.\n\nClasses:\n"
+)
+_CLOUD_INSTRUCTIONS = (
     'Say which class the text of the user belongs to. Answer with JSON: {"label": CLASS}. The classes: '
 )
 
@@ -98,16 +103,18 @@ def chat_calls(call: Call) -> list[Call]:
     """A call for classes as calls of a chat model, one for each text."""
     labels: list[str] = list(call.body["labels"])
     texts = texts_of(call.body)
-    # Our own engines tell how likely each token was; of a cloud nobody knows whether it would refuse.
-    logprobs = {} if call.target.tier == "cloud" else {"logprobs": True}
     shared = {
-        "response_format": {"type": "json_schema", "json_schema": _schema(labels)},
+        # Our own engines tell how likely each token was; of a cloud nobody knows whether it would refuse.
+        **(
+            {"response_format": {"type": "json_schema", "json_schema": _schema(labels)}}
+            if call.target.tier == "cloud"
+            else {"grammar": "root ::= " + " | ".join(map(_literal, labels)), "logprobs": True}
+        ),
         "temperature": 0,
         "max_tokens": _FRAME_TOKENS + max(len(json.dumps(label)) for label in labels),
-        **logprobs,
         **({"user": call.body["user"]} if call.body.get("user") else {}),
     }
-    system = {"role": "system", "content": chat_instructions(labels)}
+    system = chat_instructions(labels, call.target.tier)
     return [
         replace(
             call,
@@ -119,9 +126,13 @@ def chat_calls(call: Call) -> list[Call]:
     ]
 
 
-def chat_instructions(labels: Sequence[str]) -> str:
-    """What a chat model is told before each text."""
-    return _INSTRUCTIONS + json.dumps(list(labels), ensure_ascii=False)
+def chat_instructions(labels: Sequence[str], tier: TierName) -> dict[str, str]:
+    """The message that a chat model of a tier is given before each text."""
+    if tier == "cloud":
+        told = _CLOUD_INSTRUCTIONS + json.dumps(list(labels), ensure_ascii=False)
+    else:
+        told = _INSTRUCTIONS + "\n".join(f"- {label}" for label in labels)
+    return {"role": "system", "content": told}
 
 
 async def classify_in_chat(tier: Tier, call: Call) -> dict[str, Any]:
@@ -161,6 +172,12 @@ async def classify_in_chat(tier: Tier, call: Call) -> dict[str, Any]:
     return _answer(call.request_id, call.target.model, data, usage)
 
 
+def _literal(label: str) -> str:
+    """A label in GBNF."""
+    escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r"}
+    return '"' + "".join(escapes.get(char, char) for char in label) + '"'
+
+
 def _schema(labels: Sequence[str]) -> dict[str, Any]:
     return {
         "name": "classification",
@@ -178,6 +195,8 @@ def _read(body: Mapping[str, Any], labels: Sequence[str], call: Call) -> tuple[s
     """The label that an answer names, and how likely its tokens were."""
     choices = body.get("choices") or [{}]
     text = (choices[0].get("message") or {}).get("content") or ""
+    if text in labels:
+        return text, _probability(choices[0].get("logprobs"), text, text)
     try:
         said = json.loads(text)
     except (ValueError, RecursionError):
@@ -196,14 +215,14 @@ def _read(body: Mapping[str, Any], labels: Sequence[str], call: Call) -> tuple[s
             tier=call.target.tier,
             model=call.target.model,
         )
-    return label, _probability(choices[0].get("logprobs"), text, label)
+    written = json.dumps(label, ensure_ascii=False)[1:-1]
+    return label, _probability(choices[0].get("logprobs"), text, written)
 
 
-def _probability(logprobs: object, text: str, label: str) -> float | None:
+def _probability(logprobs: object, text: str, written: str) -> float | None:
     """The product of the probabilities of the tokens that a label is written in; None where they are not
     told, or do not make up the answer."""
     tokens = logprobs.get("content") if isinstance(logprobs, Mapping) else None
-    written = json.dumps(label, ensure_ascii=False)[1:-1]
     begin = text.rfind(written)
     if not isinstance(tokens, list) or begin < 0:
         return None

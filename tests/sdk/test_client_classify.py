@@ -292,16 +292,40 @@ def test_feedback_moves_requests_with_these_labels_alone(tmp_path: Path) -> None
         assert after[1] > after[0] + 0.1
 
 
-def test_a_local_chat_model_says_how_likely_its_label_was(tmp_path: Path) -> None:
+# A label that is JSON of another type, and those that a grammar or JSON has to escape.
+@pytest.mark.parametrize("labels", [LABELS, ("1", "null"), ('a "b" \\', "two\nlines", "größer")])
+def test_a_local_chat_model_says_how_likely_its_label_was(tmp_path: Path, labels: tuple[str, ...]) -> None:
     registry = Registry(tmp_path / "registry")
     model = write_tiny_gguf(tmp_path / "tiny.gguf", context_length=2048)
     registry.register(model, ModelFacts(name="tiny", version="1", deployment_tiers=("device",)))
     with Client(on_device(tmp_path)) as client:
-        answer = client.classify("slow", labels=LABELS)
+        answer = client.classify("slow", labels=labels)
     assert answer.mecroute.model == "tiny:1"
-    assert answer.data[0].label in LABELS
+    assert answer.data[0].label in labels
     assert answer.data[0].score is not None
     assert 0 < answer.data[0].score < 1
+
+
+def test_instructions_that_a_node_remembers_are_not_reckoned_again(tmp_path: Path) -> None:
+    model = write_tiny_gguf(tmp_path / "tiny.gguf", context_length=2048)
+    settings = ServerSettings(
+        port=0, registry_root=tmp_path / "other", model_files=(model,), threads=1, context=1024
+    )
+    with running_server(settings) as url:
+        node = NodeConfig(name="mec-1", url=url)
+        with Client(on_device(tmp_path, nodes=(node,))) as client:
+            first = client.classify("slow", labels=LABELS)
+            assert first.data[0].label in LABELS
+            assert first.mecroute.decision.candidates[0].cached_prompt_tokens == 0
+            deadline = time.monotonic() + 20
+            while True:  # until the node has told what it holds
+                (candidate,) = client.route(input="another", labels=LABELS).candidates
+                if candidate.cached_prompt_tokens or time.monotonic() > deadline:
+                    break
+                time.sleep(0.05)
+            told = first.mecroute.decision.features.chat_prompt_tokens
+            assert 0 < candidate.cached_prompt_tokens <= told
+            assert client.route(input="another", labels=LABELS[:2]).candidates[0].cached_prompt_tokens == 0
 
 
 def test_every_chat_call_for_a_class_is_reserved_for(tmp_path: Path) -> None:

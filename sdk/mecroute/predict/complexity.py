@@ -22,7 +22,7 @@ CHARS_PER_TOKEN = 4.0
 #: and 2.7 to 3.7 with Qwen2.5's (152k), where English took 4.3 and 4.5.
 CHARS_PER_TOKEN_ELSEWHERE = 3.0
 _TOKENS_PER_MESSAGE = 6  # role and turn markers of common chat templates
-_TOKENS_AROUND_LABEL = 5  # of `{"label": "…"}`
+_TOKENS_AROUND_LABEL = 1  # that ends it
 _PART_NEEDS: Mapping[str, Need] = {"image_url": "images", "input_audio": "audio"}
 
 #: What raises the complexity: words of the request's own language, and marks that every language shares.
@@ -156,7 +156,9 @@ def _classes_features(request: Request, prompt_tokens: int) -> RequestFeatures:
         features,
         complexity=1 - 1 / len(labels),
         reasons=(f"one of {len(labels)} classes",),
-        chat_prompt_tokens=estimate_tokens(chat_instructions(labels)) + 2 * _TOKENS_PER_MESSAGE,
+        chat_prompt_tokens=(
+            estimate_tokens(chat_instructions(labels, "mec")["content"]) + 2 * _TOKENS_PER_MESSAGE
+        ),
         chat_output_tokens=_TOKENS_AROUND_LABEL + max(map(estimate_tokens, labels)),
     )
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
+from mecroute.classification import chat_instructions
 from mecroute.config.schema import RouterConfig
-from mecroute.context import Context
+from mecroute.context import Context, RequestFeatures
 from mecroute.decision import Candidate, Notes, Reason, Scores
 from mecroute.policies import Policy
 from mecroute.predict.complexity import estimate_tokens
@@ -37,7 +38,7 @@ from mecroute.target import Target, TargetState
 #: Where the availability is no share, as much speaks for a target as against it.
 _UNKNOWN_SHARE = 0.5
 _TOKENS_PER_MESSAGE = 6
-_ASKED_IN_CHAT = "asked in a chat for each text, with a JSON schema of the labels"
+_ASKED_IN_CHAT = "asked in a chat for each text, for one of the labels"
 #: What evidence adds to a target's quality at a complexity and for a kind of request, and how many judged
 #: answers it stands on.
 Adjustment = Callable[[Target, float, str | None], tuple[float, float]]
@@ -236,17 +237,25 @@ class Scoring:
     def cached_tokens(self, state: TargetState) -> int:
         """Prompt tokens that a target holds already: those of the longest beginning it has."""
         if self._beginnings is None:
-            self._beginnings = _beginnings(self.request)
+            self._beginnings = _beginnings(self.request, self.features)
         prefixes = state.prefixes
+        work = self._chat_work if self.request.task == "classify" else self._work
         for key, tokens in self._beginnings:
             if key in prefixes:
                 # At least one token is always computed, to have something to sample from.
-                return max(0, min(tokens, self._work.prompt_tokens - 1))
+                return max(0, min(tokens, work.prompt_tokens - 1))
         return 0
 
 
-def _beginnings(request: Request) -> list[tuple[str, int]]:
-    """Key and estimated tokens of each beginning of the conversation, the longest first."""
+def _beginnings(request: Request, features: RequestFeatures) -> list[tuple[str, int]]:
+    """Key and estimated tokens of each beginning of the conversation, the longest first.
+
+    The instructions of a request for classes begin the conversation about each of its texts.
+    """
+    if request.task == "classify":
+        labels = request.body.get("labels")
+        told = [chat_instructions(labels, "mec")] if labels else []
+        return [(key, features.texts * features.chat_prompt_tokens) for key in prefix_keys(told)]
     messages = request.body.get("messages")
     if not messages:
         return []
