@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help demo dev test check lint types tests test-all bench format clean \
 	bench-serving bench-serving-python bench-trace bench-latency bench-embeddings bench-overhead bench-idle bench-soak bench-connections \
-	bench-routing bench-simulate
+	bench-routing bench-simulate bench-tiers
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -97,6 +97,10 @@ bench-routing: $(READY)  ## DATA=folder with mmlu.csv and gsm8k.csv: how well th
 	$(BIN)/mecroute bench routing --train $(DATA)/mmlu.csv --eval $(DATA)/mmlu.csv
 	$(BIN)/mecroute bench routing --train $(DATA)/gsm8k.csv --eval $(DATA)/gsm8k.csv
 	$(BIN)/mecroute bench routing --train $(DATA)/gsm8k.csv --eval $(DATA)/gsm8k.csv --cascade
+
+bench-tiers: $(READY)  ## DATA=folder MODELS=folder: four real tiers, and whether auto beats any of them (an hour)
+	@test -n "$(DATA)" -a -n "$(MODELS)" || { echo "make $@ DATA=folder of data MODELS=folder of models"; exit 1; }
+	$(BIN)/python benchmarks/tiers.py $(DATA) $(MODELS) --docs docs
 
 format: $(READY)  ## put the code into the house format
 	$(BIN)/ruff check --fix .
