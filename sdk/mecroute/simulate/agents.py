@@ -249,6 +249,7 @@ class Published:
                         digest=_digest(_hardware(world.places[index].machine)),
                         context_length=_CONTEXT_LENGTH,
                         parallel=world.places[index].machine.parallel,
+                        decode_slowdown=world.places[index].machine.contention,
                     ),
                 ),
             )
