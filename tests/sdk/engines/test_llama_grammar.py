@@ -183,6 +183,8 @@ def test_llama_cpps_own_grammars_are_accepted() -> None:
         ({"type": []}, "empty list"),
         ({"type": ["string", {}]}, "'type' is"),
         ({"enum": []}, "enum"),
+        ({"enum": list(range(10_001))}, "'enum' has over 10,000 values"),
+        ({"properties": {f"p{i}": {} for i in range(101)}}, "101 properties are optional"),
         ({"anyOf": {}}, "anyOf"),
         ({"type": "integer", "minimum": 3}, "'minimum' cannot be enforced"),
         ({"type": "string", "pattern": "^a$"}, "'pattern' cannot be enforced"),
@@ -245,7 +247,11 @@ def test_what_cannot_be_enforced_is_left_to_the_model_unless_strict() -> None:
         {"type": "string", "format": "date-time"},
         {"type": "string", "format": "uuid"},
         {"anyOf": [{"type": "null"}, {"allOf": [{"$ref": "#/$defs/a"}]}], "$defs": {"a": {"const": 'q"\\'}}},
-        {"properties": {f"p{i}": {"type": "string"} for i in range(40)}},
+        {"properties": {f"p{i}": {"type": "string"} for i in range(100)}},
+        {
+            "properties": {f"p{i}": {"type": "null"} for i in range(200)},
+            "required": [f"p{i}" for i in range(100)],
+        },
         True,
     ],
 )

@@ -15,6 +15,9 @@ from mecroute.errors import InvalidRequestError, MissingExtraError
 
 MAX_DEPTH = 32
 MAX_SCHEMAS = 2_000
+MAX_VALUES = 10_000
+#: Each of them may be followed by any later one: more make a grammar too deep to be followed.
+MAX_OPTIONAL = 100
 #: Larger bounds on length make grammars that no sampler can follow.
 MAX_COUNT = 500
 
@@ -167,6 +170,8 @@ class _Preparation:
         if "enum" in schema:
             if not isinstance(schema["enum"], list) or not schema["enum"]:
                 raise self._refuse(path, "'enum' must be a list that is not empty")
+            if len(schema["enum"]) > MAX_VALUES:
+                raise self._refuse(path, f"'enum' has over {MAX_VALUES:,} values", "use 'type' instead")
             return {"enum": schema["enum"]}
         kind = schema.get("type")
         if kind is None:
@@ -234,6 +239,13 @@ class _Preparation:
         missing = [name for name in required if name not in properties]
         if missing:
             raise self._refuse(path, f"'required' names '{missing[0]}', which 'properties' does not have")
+        optional = len(properties.keys() - set(required))
+        if optional > MAX_OPTIONAL:
+            raise self._refuse(
+                path,
+                f"{optional} properties are optional",
+                f"at most {MAX_OPTIONAL} can be: require the others",
+            )
         found: dict[str, Any] = {
             "type": "object",
             "properties": {
