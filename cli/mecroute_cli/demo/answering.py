@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mecroute.outcome import Provenance
 
 #: Pieces of text that arrive before the edge server is killed.
-_PIECES_BEFORE_THE_LOSS = 12
+_PIECES_BEFORE_THE_LOSS = 4
 _NODE_SEEN_TIMEOUT_S = 20.0
 _SEAM_CONTEXT = 70
 
