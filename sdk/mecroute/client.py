@@ -150,6 +150,8 @@ class AsyncClient:
             await made.aclose()
 
     async def __aenter__(self) -> Self:
+        # What the first call would do once is done here, and takes nothing of that call's deadline.
+        (await self._runtime()).prepare()
         return self
 
     async def __aexit__(
@@ -237,6 +239,11 @@ class Client:
             self._loop.close()
 
     def __enter__(self) -> Self:
+        try:
+            self._loop.run(self._async.__aenter__())
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(

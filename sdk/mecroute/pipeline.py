@@ -17,7 +17,7 @@ from mecroute.cascade.execution import CascadeExecution
 from mecroute.cascade.plan import Verdict
 from mecroute.config.schema import Config
 from mecroute.decision import Candidate, Decision
-from mecroute.device.bandwidth import bandwidth
+from mecroute.device.bandwidth import Measuring
 from mecroute.errors import MecrouteError, NoEligibleTargetError
 from mecroute.evidence.explore import Explorer
 from mecroute.evidence.shadow import Shadow
@@ -30,7 +30,8 @@ from mecroute.routing.sessions import session_name
 from mecroute.tiers.base import Tier
 from mecroute_registry.facts import Tier as TierName
 
-#: Of the time before a deadline, for reports of nodes that were never heard of, and for a similar question.
+#: Of the time before a deadline, for each: reports of nodes that were never heard of, the device's bandwidth
+#: that was never measured, a similar question.
 _SHARE_FOR_LOOKING = 0.3
 #: Candidates among which a text model is looked for that should be loaded: reading them all takes time.
 _LOOKED_AT = 32
@@ -68,6 +69,7 @@ class Pipeline:
         self.on_texts: Callable[[Sequence[Candidate]], None] | None = None
         self._gate = gate
         self._explorer = explorer
+        self._measuring = Measuring()
 
     async def decide(self, request: Request) -> Decision:
         """Steps 2 to 4: assess the request, list the targets, decide. Runs nothing."""
@@ -80,7 +82,8 @@ class Pipeline:
         device = context.device
         targets = self.resource.targets(device.bandwidth_bytes_per_s, speed_share=device.speed_share)
         if any(t.speed_source == "assumed" and t.target.tier == "device" for t in targets):
-            known = await asyncio.to_thread(bandwidth)
+            left_s = request.remaining_s()
+            known = await self._measuring.within(math.inf if left_s is None else left_s * _SHARE_FOR_LOOKING)
             targets = self.resource.targets(known, speed_share=device.speed_share)
         decision = self.router.decide(
             request,

@@ -106,6 +106,10 @@ class Runtime:
         if config.placement.preload and device is not None:
             self._preload(config, demand, device)
 
+    def prepare(self) -> None:
+        """Read what the first request would have to wait for: some 15 ms, and no network."""
+        self.pipeline.context.prepare()
+
     async def aclose(self) -> None:
         """Unload models, close connections, write the state."""
         await self._exits.aclose()

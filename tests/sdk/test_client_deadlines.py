@@ -14,6 +14,7 @@ import pytest
 from mecroute import Client, Config
 from mecroute.agents.monitor import MonitorAgent
 from mecroute.config import CloudConfig, DeviceConfig, NodeConfig, RegistryConfig, StateConfig
+from mecroute.device.probe import DeviceReading
 from mecroute.errors import (
     AllTargetsFailedError,
     DeadlineExceededError,
@@ -217,3 +218,29 @@ def test_sources_that_found_no_node_are_named(tmp_path: Path) -> None:
     told = "discovery 'operator': .*NO_TOKEN"
     with Client(config) as client, pytest.raises(NoEligibleTargetError, match=told):
         client.chat.completions.create(messages=HELLO)
+
+
+class SlowHost:
+    """A host that takes its time to say how the device is."""
+
+    seconds = 0.5
+
+    def read(self) -> DeviceReading:
+        time.sleep(self.seconds)
+        return DeviceReading(battery=0.5)
+
+
+def test_what_the_first_call_needs_once_is_done_on_entering(tmp_path: Path, mec: Upstream) -> None:
+    config = Config(
+        registry=RegistryConfig(path=tmp_path / "registry"),
+        device=DeviceConfig(enabled=False),
+        state=StateConfig(enabled=False),
+        nodes=(NodeConfig(name="n", url=mec.url),),
+    )
+    soon = {"deadline_ms": SlowHost.seconds * 1000 * 0.9}
+    client = Client(config, device_probe=SlowHost())
+    with pytest.raises(DeadlineExceededError):
+        client.route(messages=HELLO, requirements=soon)
+    client.close()
+    with Client(config, device_probe=SlowHost()) as client:
+        assert client.route(messages=HELLO, requirements=soon).primary is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +66,23 @@ def test_a_loaded_model_is_faster_to_begin(client: Client) -> None:
     after = client.route(messages=HELLO)
     assert any("must be loaded first" in note for note in before.candidates[0].notes)
     assert not any("must be loaded first" in note for note in after.candidates[0].notes)
+
+
+def test_a_deadline_does_not_wait_for_the_bandwidth_to_be_measured(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = threading.Event()
+
+    def slowly() -> float:
+        assert measured.wait(30)
+        return 1e10
+
+    monkeypatch.setattr("mecroute.device.bandwidth.measure_bandwidth", slowly)
+    first = client.route(messages=HELLO, requirements={"deadline_ms": 3000})
+    assert any("assumed" in note for note in first.candidates[0].notes), first.explain()
+    measured.set()
+    later = client.route(messages=HELLO)
+    assert any("memory bandwidth" in note for note in later.candidates[0].notes), later.explain()
 
 
 def test_embeddings_have_length_one(client: Client) -> None:

@@ -23,6 +23,7 @@ _DEVICE_FIELDS = (
 )
 #: Values of a request that are looked through for how much has to be sent.
 _MAX_VALUES = 10_000
+_ANY_TEXT = "What is said here?"
 
 
 class ContextAgent:
@@ -67,6 +68,14 @@ class ContextAgent:
         self._read_at = float("-inf")
         self._device: DeviceState | None = None
         self._network = NetworkState()
+
+    def prepare(self) -> None:
+        """Read the files and the state of the machine that the first request needs."""
+        self._machine()
+        if self._difficulty is not None:
+            self._difficulty(_ANY_TEXT)
+        if self._topics is not None:
+            self._topics.prepare()
 
     def assess(self, request: Request) -> Context:
         """Everything the router is told about this request besides the targets."""

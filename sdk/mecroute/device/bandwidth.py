@@ -7,8 +7,10 @@ kept per hardware class, so that it is measured once and not at every start.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import math
 import os
 import tempfile
 import time
@@ -59,6 +61,23 @@ def bandwidth() -> float:
         _remember(measured)
     remembered_bandwidth.cache_clear()
     return measured
+
+
+class Measuring:
+    """One measurement at a time for all who wait. For one event loop."""
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[float] | None = None
+
+    async def within(self, seconds: float) -> float | None:
+        """The bandwidth; None where there is no memory for measuring it, or it takes longer than this.
+
+        It then goes on for the next who ask.
+        """
+        if self._task is None:
+            self._task = asyncio.create_task(asyncio.to_thread(bandwidth))
+        done, _ = await asyncio.wait({self._task}, timeout=None if seconds == math.inf else seconds)
+        return self._task.result() if done and self._task.exception() is None else None
 
 
 def _file() -> Path:

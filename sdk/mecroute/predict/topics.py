@@ -31,6 +31,10 @@ class Topics:
     def __init__(self, encoder: Encoder | None = None) -> None:
         self._encoder = encoder
 
+    def prepare(self) -> None:
+        """Read the word vectors; an encoder is loaded by the first text that it may read."""
+        word_topic("what is said here")
+
     async def kind(self, text: str, *, may_encode: bool) -> str | None:
         """The kind of a request that is about this.
 

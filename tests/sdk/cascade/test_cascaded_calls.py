@@ -257,9 +257,13 @@ def test_a_second_stage_that_takes_too_long_leaves_the_first_answer(
 
 def test_a_deadline_without_room_for_both_stages_plans_none(config: Config, large: Upstream) -> None:
     with Client(config) as client:
-        decision = client.route(messages=HELLO, requirements={"deadline_ms": 100, "cascade": True})
-    assert decision.cascade is None
-    assert any("the deadline is 100 ms" in note for note in decision.notes)
+        roomy = client.route(messages=HELLO, requirements={"cascade": True})
+        assert roomy.cascade is not None
+        times = [c.latency_ms_p50 for c in roomy.candidates]
+        deadline_ms = round(max(times) + min(times) / 2)  # each would fit by itself
+        tight = client.route(messages=HELLO, requirements={"deadline_ms": deadline_ms, "cascade": True})
+    assert tight.cascade is None
+    assert any(f"the deadline is {deadline_ms} ms" in note for note in tight.notes)
 
 
 def test_both_stages_have_to_fit_the_most_that_an_answer_may_cost(
