@@ -22,6 +22,7 @@ from mecroute.results import (
 )
 from mecroute.runtime import Runtime
 from mecroute.streams import AsyncStream, Stream
+from mecroute.target import ANY_MODEL
 
 Messages = Sequence[Mapping[str, Any]]
 Asked = Requirements | Mapping[str, Any] | None
@@ -198,7 +199,7 @@ class AsyncModels:
         tiers: dict[str, list[str]] = {model.ref: [] for model in resource.in_registry()}
         registered = set(tiers)
         for state in resource.targets():
-            if state.target.model != "*" and state.unavailable is None:
+            if state.target.model != ANY_MODEL and state.unavailable is None:
                 tiers.setdefault(state.target.model, []).append(state.target.tier)
         return ModelList(
             data=[

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from mecroute.request import Need
 from mecroute_registry.facts import Task, Tier
 
+#: Stands for the models of a node that tells of none: it is out of reach, or has nothing ready.
+ANY_MODEL = "*"
+
 
 @dataclass(frozen=True, slots=True)
 class Target:

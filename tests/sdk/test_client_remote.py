@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,27 @@ def test_a_tool_call_that_was_cut_off_is_not_made_twice(
     with pytest.raises(AllTargetsFailedError, match="mec/n1/fox:1"):
         list(client.chat.completions.create(messages=HELLO, stream=True, tools=tools))
     assert not cloud.requests
+
+
+def test_a_model_on_a_node_out_of_reach_is_out_of_reach(tmp_path: Path, cloud: Upstream) -> None:
+    """And not a model or a task that the node would not have: what it has is not known."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    gone = NodeConfig(name="gone", url=f"http://127.0.0.1:{port}")
+    settings = config(tmp_path, None, cloud).model_copy(update={"nodes": (gone,)})
+    with Client(settings) as client:
+        for call in (
+            lambda model: client.route(messages=HELLO, model=model),
+            lambda model: client.route(input="x", labels=["a", "b"], model=model),
+        ):
+            for model in ("fox", "mec/fox:1", "mec"):
+                told = {r.target.id: (r.reason, r.detail) for r in call(model).rejected}
+                reason, detail = told["mec/gone/*"]
+                assert reason == "unavailable"
+                assert "cannot be reached (connection refused)" in detail
+            assert {r.target.id: r.reason for r in call("cloud/big").rejected}["mec/gone/*"] == "model"
+        with pytest.raises(NoEligibleTargetError, match="cannot be reached"):
+            client.infer(model="fox", inputs=[{"name": "x", "shape": [1], "datatype": "FP32", "data": [1.0]}])
 
 
 def test_losing_every_tier_names_each_of_them(client: Client, mec: Upstream, cloud: Upstream) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, get_args
 from urllib.parse import urlsplit
 
 from mecroute.agents.monitor import MonitorAgent
@@ -22,8 +22,8 @@ from mecroute.nodes.discovery.admission import is_loopback
 from mecroute.nodes.report import ModelReport
 from mecroute.prices import FREE, Price, price_of
 from mecroute.request import Need
-from mecroute.target import Target, TargetState
-from mecroute_registry.facts import ModelVersion, Profile, Tier
+from mecroute.target import ANY_MODEL, Target, TargetState
+from mecroute_registry.facts import ModelVersion, Profile, Task, Tier
 
 if TYPE_CHECKING:
     from mecroute.nodes.watch import NodeWatch  # loads httpx, which a device-only client does without
@@ -46,6 +46,7 @@ _DECODE_EFFICIENCY = 0.5
 _PREFILL_OVER_DECODE = 5.0
 _LOAD_BYTES_PER_S = 500e6
 _LIVE = "live measurement"
+_EVERY_TASK: frozenset[Task] = frozenset(get_args(Task))
 #: Of ONNX models of texts, on one thread: tokens/s times the size of the file; what opening one takes (it is
 #: tried in a child process first); and memory over the size of the file.
 _TEXT_BYTES_PER_S = 9e10
@@ -340,8 +341,8 @@ class ResourceAgent:
         models = [m for m in reported if m.state == "ready" or m.on_demand]
         if not models:
             yield TargetState(
-                target=Target("mec", "*", node=node.name, region=watch.region),
-                tasks=frozenset({"chat", "completion", "embed"}),
+                target=Target("mec", ANY_MODEL, node=node.name, region=watch.region),
+                tasks=_EVERY_TASK,
                 abilities=_LOCAL_ABILITIES,
                 context_length=2**31,
                 reached_over_network=away,

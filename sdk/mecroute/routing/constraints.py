@@ -11,7 +11,7 @@ from mecroute.errors import InvalidRequestError
 from mecroute.lazy import Lazy
 from mecroute.request import Request
 from mecroute.requirements import TIERS_WITHIN
-from mecroute.target import TargetState
+from mecroute.target import ANY_MODEL, TargetState
 from mecroute_registry.facts import Task
 
 _GB = 1e9
@@ -116,7 +116,11 @@ def _check(
             return "privacy"
         if has_residency and not asked.allows_region(tier, target.region):
             return "residency"
-        if not any_model and not model.admits(tier, target.model):
+        if not any_model and not (
+            model.admits(tier, target.model)
+            # A node of which nothing is known may have the model that is asked for: it is out of reach.
+            or (target.model == ANY_MODEL and model.tier in (None, tier))
+        ):
             return "model"
         tokens = prompt_tokens
         if task not in state.tasks:
