@@ -37,13 +37,15 @@ class SharedLoads(Generic[E]):
             load: called in a thread where nobody has loaded it yet; what it raises goes to all who wait, and
                 the next caller tries again.
         """
+        task = self.begin(name, load)
         try:
             # Shielded: one caller that gives up must not stop the load for the others.
-            return await asyncio.shield(self.begin(name, load))
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
             raise
         except BaseException:
-            self._tasks.pop(name, None)
+            if self._tasks.get(name) is task:  # and not what another one has begun since
+                del self._tasks[name]
             raise
 
     def begin(self, name: str, load: Callable[[], E]) -> asyncio.Task[E]:
@@ -57,10 +59,9 @@ class SharedLoads(Generic[E]):
         return name in self._tasks
 
     async def aclose(self) -> None:
-        """Unload all."""
+        """Unload all. What is being loaded is waited for: its thread cannot be stopped, and nobody else would
+        unload it."""
         tasks, self._tasks = self._tasks, {}
-        for task in tasks.values():
-            task.cancel()
         for engine in await asyncio.gather(*tasks.values(), return_exceptions=True):
             if not isinstance(engine, BaseException):
                 await asyncio.to_thread(engine.close)
