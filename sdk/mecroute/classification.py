@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mecroute.errors import NoClassError, UnknownLabelError
+from mecroute.numbers import finite
 
 if TYPE_CHECKING:
     from mecroute.tiers.base import Call, Tier
@@ -221,21 +222,30 @@ def _read(body: Mapping[str, Any], labels: Sequence[str], call: Call) -> tuple[s
 
 def _probability(logprobs: object, text: str, written: str) -> float | None:
     """The product of the probabilities of the tokens that a label is written in; None where they are not
-    told, or do not make up the answer."""
+    told, or do not make up the answer. A token may be a part of a character, so that bytes are counted."""
     tokens = logprobs.get("content") if isinstance(logprobs, Mapping) else None
     begin = text.rfind(written)
     if not isinstance(tokens, list) or begin < 0:
         return None
-    end, at, total = begin + len(written), 0, 0.0
+    begin = len(text[:begin].encode())
+    end, at, total = begin + len(written.encode()), 0, 0.0
     for token in tokens:
-        piece = token.get("token") if isinstance(token, Mapping) else None
-        value = token.get("logprob") if isinstance(token, Mapping) else None
-        if not isinstance(piece, str) or not isinstance(value, int | float) or not math.isfinite(value):
+        size = _size(token) if isinstance(token, Mapping) else None
+        value = finite(token.get("logprob")) if size is not None else None
+        if size is None or value is None:
             return None
-        if at < end and at + len(piece) > begin:
+        if at < end and at + size > begin:
             total += min(0.0, value)
-        at += len(piece)
+        at += size
     return math.exp(max(-700.0, total)) if at >= end else None
+
+
+def _size(token: Mapping[str, Any]) -> int | None:
+    """The bytes of a token; None where they are not told."""
+    spelled, written = token.get("bytes"), token.get("token")
+    if isinstance(spelled, list):
+        return len(spelled)
+    return len(written.encode("utf-8", "replace")) if isinstance(written, str) else None
 
 
 def _answer(id: str, model: str, data: list[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from mecroute.errors import (
     TierError,
     UnknownLabelError,
 )
+from mecroute.numbers import finite
 from mecroute.outcome import Segment
 from mecroute.race import race
 from mecroute.request import Request
@@ -441,8 +442,8 @@ class Deadline:
 def _reported_ttft_ms(body: Mapping[str, Any]) -> float | None:
     """A whole answer's time to first token as our servers report it; nobody else does."""
     timings = body.get("timings")
-    reported = timings.get("ttft_ms") if isinstance(timings, Mapping) else None
-    return float(reported) if isinstance(reported, int | float) and reported > 0 else None
+    reported = finite(timings.get("ttft_ms")) if isinstance(timings, Mapping) else None
+    return reported if reported is not None and reported > 0 else None
 
 
 def _nothing(_: Whole) -> None:

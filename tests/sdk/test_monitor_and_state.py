@@ -17,10 +17,11 @@ import pytest
 from mecroute.agents.monitor import MonitorAgent
 from mecroute.context import RequestFeatures
 from mecroute.decision import Candidate, Decision, Scores
+from mecroute.evidence.listing import health, listed
 from mecroute.evidence.signals import Answer
 from mecroute.outcome import Outcome, Provenance, Segment
 from mecroute.requirements import Requirements
-from mecroute.state.store import Batch, DecisionRow, StateStore
+from mecroute.state.store import Batch, DecisionRow, LearnedRow, StateStore
 from mecroute.target import Target
 
 TARGET = Target("mec", "m:1", node="n1")
@@ -385,3 +386,27 @@ def test_a_broken_database_is_reported_once_and_stops_nothing(
     assert len(caplog.records) == 1
     assert "routing goes on without it" in caplog.text
     assert not store.working
+
+
+@pytest.mark.parametrize(
+    ("kept", "says"),
+    [
+        (
+            {"log_ttft": 0.7, "log_decode": 0.0, "log_length": 0.1, "samples": 4},
+            "prefill ×1.00 +0 ms, decode ×1.00, by 4 answers",
+        ),
+        ({"ttft_factor": 2.0, "ttft_base_ms": -5.0, "log_decode": 0.0, "samples": 9}, "prefill ×2.00 -5 ms"),
+        ({"ttft_factor": "x", "log_decode": 0.0}, "damaged"),
+        ({"log_decode": 1e9}, "damaged"),
+        ({"log_decode": 10**400}, "damaged"),
+    ],
+    ids=("earlier", "now", "text", "large", "huge"),
+)
+def test_what_was_learned_is_listed_as_it_is_taken_up(kept: dict[str, Any], says: str) -> None:
+    """What an earlier version kept is not damaged: what it does not say begins as for a new target."""
+    row = LearnedRow("correction", TARGET.id, 1.0, kept)
+    assert listed([row])[0]["says"].startswith(says)
+    assert health([row])[0]["decode_factor"] == (1.0 if kept["log_decode"] == 0 else None)
+    monitor = MonitorAgent(StateStore(enabled=False))
+    monitor._observations.restore(TARGET.id, kept)
+    assert math.isfinite(monitor.correction(TARGET).ttft)

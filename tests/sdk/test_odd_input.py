@@ -150,8 +150,20 @@ def test_what_is_no_json_is_refused_by_the_name_of_its_field(odd: Any) -> None:
 
 WHOLE = {
     "id": "a", "object": "chat.completion", "created": 1, "model": "fox",
-    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}],
+    "choices": [{
+        "index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop",
+        "logprobs": {"content": [{"token": "Hi", "logprob": -0.1, "bytes": [72, 105], "top_logprobs": []}]},
+    }],
     "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+    "timings": {"ttft_ms": 3.0, "prefill_ms": 2.0, "decode_ms": 1.0},
+}  # fmt: skip
+CLASSES = {
+    "id": "a", "object": "list", "created": 1, "model": "moods",
+    "data": [{
+        "index": 0, "label": "Hi", "probs": [0.9, 0.1], "num_classes": 2,
+        "scores": [{"label": "Hi", "score": 0.9}, {"label": "Bye", "score": 0.1}],
+    }],
+    "usage": {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5},
 }  # fmt: skip
 CHUNK = {
     "id": "a", "object": "chat.completion.chunk", "created": 1, "model": "fox",
@@ -163,6 +175,9 @@ REPORT = {
     "models": [{
         "ref": "fox:1", "state": "ready", "context_length": 4096, "parallel": 4, "running": 0, "queued": 0,
         "accuracy": 0.8, "prefill_tokens_per_s": 5000, "decode_tokens_per_s": 500, "prefixes": ["aa"],
+        "decode_slowdown": 0.3, "prefill_left_tokens": 7,
+    }, {
+        "ref": "moods", "state": "ready", "tasks": ["classify", "infer"], "labels": ["Hi", "Bye"],
     }],
 }  # fmt: skip
 ANSWERS: list[Any] = [
@@ -204,6 +219,12 @@ def liar(chance: random.Random) -> FastAPI:
             return Response(b"".join(lines) + b"data: [DONE]\n\n", status, headers, "text/event-stream")
         return Response(written(WHOLE), status, headers, "application/json")
 
+    @app.post("/v1/classify")
+    async def classify() -> Response:
+        return Response(
+            written(CLASSES), 200 if chance.random() < 0.9 else 422, media_type="application/json"
+        )
+
     return app
 
 
@@ -217,10 +238,16 @@ async def ask(folder: Path, url: str) -> int:
     answered = 0
     for run in range(40):  # a client lets a target rest that failed: a new one asks again
         async with AsyncClient(config(folder / str(run), url)) as client:
-            for number in range(6):
+            for number in range(8):
                 with suppress(MecrouteError):
                     async with asyncio.timeout(20):
-                        if number % 2:
+                        if number >= 6:
+                            model = "fox" if number == 6 else "moods"
+                            found = await client.classify(
+                                "x", labels=["Hi", "Bye"], model=model, requirements={"cascade": True}
+                            )
+                            json.dumps(found.mecroute.to_dict())
+                        elif number % 2:
                             reply = await client.chat.completions.create(messages=HELLO)
                             json.dumps(reply.mecroute.to_dict())
                         else:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mecroute.evidence.agreement import agreement
 from mecroute.evidence.signals import answer_of, signals, token_logprobs
+from mecroute.numbers import finite
 from mecroute.predict.answer_checks import CHECK_NAMES, check_answer
 
 #: A token less likely than this is no better known to be so: engines write -9999 for what is impossible.
@@ -71,7 +71,7 @@ class Marks:
         if len(checks) not in (0, len(CHECK_NAMES)) or not bad:
             raise ValueError("no marks")
         numbers = [*(value for value in named if value is not None), *bad, *checks]
-        if not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers):
+        if not all(isinstance(value, bool) or finite(value) is not None for value in numbers):
             raise ValueError("marks that are no numbers")
         mean, least, agreed, probability = (None if value is None else float(value) for value in named)
         return cls(
@@ -118,9 +118,13 @@ def marks_of_classes(body: Mapping[str, Any]) -> Marks:
     tops = []
     for item in data:
         told = item if isinstance(item, Mapping) else {}
-        # A chat model that is asked for classes tells at most how likely the one is that it names.
-        scores = [one.get("score") for one in told.get("scores") or () if isinstance(one, Mapping)]
-        numbers = [p for p in told.get("probs") or scores if isinstance(p, int | float) and 0 <= p <= 1]
+        probs, scores = (told.get(name) for name in ("probs", "scores"))
+        if not probs and isinstance(scores, list):
+            # A chat model that is asked for classes tells at most how likely the one is that it names.
+            probs = [one.get("score") for one in scores if isinstance(one, Mapping)]
+        if not isinstance(probs, list):
+            return Marks(bad=True)
+        numbers = [p for p in probs if isinstance(p, int | float) and 0 <= p <= 1]
         if not numbers:
             return Marks(bad=True)
         tops.append(float(max(numbers)))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
+
+from mecroute.numbers import finite
 
 _LOG = logging.getLogger("mecroute.device")
 ENTRY_POINT_GROUP = "mecroute.device_probes"
@@ -109,10 +110,11 @@ class Probes:
 def _is_sound(name: str, value: object) -> bool:
     if name in ("charging", "throttled", "offline", "metered"):
         return isinstance(value, bool)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = finite(value)
+    if number is None:
         return False
     if name == "battery":
-        return 0 <= value <= 1
+        return 0 <= number <= 1
     if name == "speed_share":
-        return 0 < value <= 1
-    return value > 0 if name == "bandwidth_bytes_per_s" else value >= 0
+        return 0 < number <= 1
+    return number > 0 if name == "bandwidth_bytes_per_s" else number >= 0

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mecroute.numbers import finite
+
 #: Judged answers of each sort before anything is concluded from them.
 LEAST_JUDGED = 10
 #: Judged answers that count; older ones fade.
@@ -143,6 +145,7 @@ def _numbers(sort: Sort) -> list[float]:
 def _sort(row: object) -> Sort | None:
     if not isinstance(row, list) or len(row) != 3:
         return None
-    if not all(isinstance(v, int | float) and math.isfinite(v) for v in row) or row[0] < 0 or row[2] < 0:
+    count, mean, squares = map(finite, row)
+    if count is None or mean is None or squares is None or count < 0 or squares < 0:
         return None
-    return Sort(*(float(v) for v in row))
+    return Sort(count, mean, squares)

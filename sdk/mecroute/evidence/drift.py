@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mecroute.numbers import finite
+
 _ALLOWANCE = 0.5
 _THRESHOLD = 8.0
 _CLIP = 4.0  # one absurd answer must not raise an alarm by itself
@@ -240,6 +242,5 @@ def _modified_z(value: float, recent: deque[float]) -> float:
 
 
 def _is_number(value: object) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-    )
+    number = finite(value)
+    return number is not None and number >= 0

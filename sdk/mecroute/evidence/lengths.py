@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
+
+from mecroute.numbers import finite
 
 _ALPHA = 0.2  # weight of the newest observation
 _USERS_KEPT = 1000
@@ -45,11 +46,11 @@ class UsualLengths:
 
     def restore(self, name: str, value: Mapping[str, Any]) -> None:
         """Take back what `take_changes` gave. Damaged values are left out."""
-        mean = value.get("output_tokens")
-        if isinstance(mean, int | float) and math.isfinite(mean) and mean >= 0:
+        mean = finite(value.get("output_tokens"))
+        if mean is not None and mean >= 0:
             with self._lock:
                 if len(self._mean) < _USERS_KEPT:
-                    self._mean[name] = float(mean)
+                    self._mean[name] = mean
 
     def forget(self) -> None:
         """Start afresh."""

@@ -11,10 +11,13 @@ from mecroute.config.cascade import CascadeConfig
 from mecroute.evidence.confidence import LogprobEvidence
 from mecroute.evidence.drift import DriftMonitor
 from mecroute.evidence.posterior import BUCKETS, QualityEvidence
+from mecroute.numbers import finite
 from mecroute.state.store import LearnedRow
 
 Kind = Literal["correction", "quality", "drift", "user", "cascade", "logprobs"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+#: No factor's logarithm is larger.
+_MOST_LOG = 100.0
 
 
 def listed(rows: Iterable[LearnedRow]) -> list[dict[str, Any]]:
@@ -45,8 +48,8 @@ def health(rows: Iterable[LearnedRow]) -> list[dict[str, Any]]:
         entry = targets.setdefault(row.name, {"target": row.name, "alarms": [], "notes": []})
         entry["at"] = max(row.at, entry.get("at", 0.0))
         if row.kind == "correction":
-            entry["prefill_factor"] = _number(row.value.get("ttft_factor"))
-            entry["ttft_base_ms"] = _number(row.value.get("ttft_base_ms"))
+            entry["prefill_factor"] = finite(row.value.get("ttft_factor", 1.0))
+            entry["ttft_base_ms"] = finite(row.value.get("ttft_base_ms", 0.0))
             entry["decode_factor"] = _factor(row.value.get("log_decode"))
             entry["availability"] = row.value.get("success")
         else:
@@ -60,16 +63,14 @@ def health(rows: Iterable[LearnedRow]) -> list[dict[str, Any]]:
     return [targets[name] for name in sorted(targets)]
 
 
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
 def _factor(log: object) -> float | None:
-    return math.exp(log) if isinstance(log, int | float) and math.isfinite(log) else None
+    number = finite(log)
+    return math.exp(number) if number is not None and abs(number) <= _MOST_LOG else None
 
 
 def _correction(row: LearnedRow) -> str:
-    prefill, base = (_number(row.value.get(name)) for name in ("ttft_factor", "ttft_base_ms"))
+    # What an earlier version kept says nothing of the first two, which then begin where a new target's do.
+    prefill, base = finite(row.value.get("ttft_factor", 1.0)), finite(row.value.get("ttft_base_ms", 0.0))
     decode = _factor(row.value.get("log_decode"))
     if prefill is None or base is None or decode is None:
         return "damaged"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from mecroute.context import RequestFeatures
 from mecroute.decision import Candidate
+from mecroute.numbers import finite
 from mecroute.outcome import Segment
 from mecroute.predict.residuals import Correction, Residuals
 
@@ -107,11 +107,11 @@ class Observations:
 
     def restore(self, name: str, value: Mapping[str, Any]) -> None:
         """Take one entry back; what is damaged is left out."""
-        success = value.get("success")
+        success = finite(value.get("success"))
         with self._lock:
-            if isinstance(success, int | float) and math.isfinite(success):
+            if success is not None:
                 # That a target was resting is not kept: it has had the time of a restart.
-                self._seen[name] = _Seen(success=min(1.0, max(0.0, float(success))))
+                self._seen[name] = _Seen(success=min(1.0, max(0.0, success)))
             if "samples" in value:
                 self._residuals.restore(name, value)
 

@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mecroute.numbers import finite
+
 BUCKETS = 5
 _PRIOR = 10.0
 _BORROWED = 0.5
@@ -210,9 +212,8 @@ def _posterior(row: object) -> Posterior | None:
     """What `_numbers` gave; None where it is damaged."""
     if not isinstance(row, list) or len(row) != 4:
         return None
-    if not all(isinstance(v, int | float) and math.isfinite(v) and v >= 0 for v in row):
-        return None
-    return Posterior(*(float(v) for v in row))
+    numbers = [number for value in row if (number := finite(value)) is not None and number >= 0]
+    return Posterior(*numbers) if len(numbers) == len(row) else None
 
 
 def bucket_of(complexity: float) -> int:

@@ -6,12 +6,13 @@ They are read from the text once it has been delivered, and the text is then for
 from __future__ import annotations
 
 import json
-import math
 import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from mecroute.numbers import finite
 
 #: Openings of a refusal. Only the beginning of an answer is looked at: a text may quote such a phrase.
 _CANNOT = r"(?:can['’]?t|cannot|am unable|am not able|unable|not able|won['’]?t|will not)"
@@ -183,7 +184,7 @@ def token_logprobs(logprobs: Any) -> list[float]:
     else:  # completions
         given = logprobs.get("token_logprobs")
         found = list(given[:_LOGPROBS_READ]) if isinstance(given, list) else []
-    return [float(v) for v in found if isinstance(v, int | float) and math.isfinite(v)]
+    return [number for value in found if (number := finite(value)) is not None]
 
 
 def _mean_logprob(logprobs: Any) -> float | None:

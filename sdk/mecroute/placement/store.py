@@ -38,7 +38,7 @@ def load_demand(path: Path) -> dict[str, ModelDemand]:
     for model, recent, at, usual, hour, count in rows:
         try:
             pattern = [float(value) for value in json.loads(usual)]
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             continue
         numbers = (recent, at, count, *pattern)
         if len(pattern) == HOURS and all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from mecroute.errors import InvalidRequestError
+from mecroute.numbers import finite
 
 #: Values with which a field this server has no support for says nothing more than its absence.
 _EMPTY: dict[str, tuple[Any, ...]] = {
@@ -32,14 +32,19 @@ def unsupported(what: str) -> InvalidRequestError:
 
 
 def number(fields: Mapping[str, Any], name: str, low: float, high: float) -> float | None:
-    value = fields.get(name)
-    if value is None:
+    """A number within bounds, or None where the field is absent.
+
+    Raises:
+        InvalidRequestError: it is something else.
+    """
+    if fields.get(name) is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    value = finite(fields[name])
+    if value is None:
         raise InvalidRequestError(f"{name} is not a number")
     if not low <= value <= high:
-        raise InvalidRequestError(f"{name} is {value}", hint=f"it must be between {low} and {high}")
-    return float(value)
+        raise InvalidRequestError(f"{name} is {value:g}", hint=f"it must be between {low:g} and {high:g}")
+    return value
 
 
 def integer(fields: Mapping[str, Any], name: str, low: int | None, high: int | None) -> int | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mecroute.errors import InvalidRequestError
+from mecroute.numbers import finite
 
 _MAX_ADAPTERS = 8
 _MAX_SCALE = 100.0
@@ -34,14 +34,14 @@ def parse_lora(value: Any, names: Sequence[str]) -> tuple[tuple[str, float], ...
         if not isinstance(one, Mapping) or not one.keys() <= {"name", "id", "scale"}:
             raise InvalidRequestError(f"lora[{at}] is not an object of 'name' or 'id', and 'scale'")
         name = _name(one, at, names)
-        scale = one.get("scale", 1.0)
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        scale = finite(one.get("scale", 1.0))
+        if scale is None:
             raise InvalidRequestError(f"lora[{at}].scale is not a number")
         if abs(scale) > _MAX_SCALE:
             raise InvalidRequestError(f"lora[{at}].scale is {scale}", hint=f"it must be within {_MAX_SCALE}")
         if name in found:
             raise InvalidRequestError(f"lora names the adapter '{name}' twice", hint="add up their scales")
-        found[name] = float(scale)
+        found[name] = scale
     return tuple(sorted((name, scale) for name, scale in found.items() if scale))
 
 
