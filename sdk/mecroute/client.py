@@ -21,7 +21,7 @@ from mecroute._loop import LoopThread
 from mecroute.config import Config, load_config
 from mecroute.decision import Decision
 from mecroute.device.probe import DeviceProbe
-from mecroute.errors import ConfigError
+from mecroute.errors import ConfigError, UsageError
 from mecroute.request import ingest
 from mecroute.results import Classification, InferResult
 from mecroute.runtime import Runtime
@@ -50,6 +50,7 @@ class AsyncClient:
         self._config = config
         self._device_probes = (device_probe,) if device_probe is not None else ()
         self._made: Runtime | None = None
+        self._closed = False
         self.chat = AsyncChat(self._runtime)
         self.embeddings = AsyncEmbeddings(self._runtime)
         self.models = AsyncModels(self._runtime)
@@ -144,7 +145,8 @@ class AsyncClient:
         await (await self._runtime()).pipeline.feedback(id, score)
 
     async def aclose(self) -> None:
-        """Unload models and close connections."""
+        """Unload models and close connections. What is asked from now on is a `UsageError`."""
+        self._closed = True
         made, self._made = self._made, None
         if made is not None:
             await made.aclose()
@@ -160,6 +162,8 @@ class AsyncClient:
         await self.aclose()
 
     async def _runtime(self) -> Runtime:
+        if self._closed:
+            raise UsageError("the client is closed", hint="make a new AsyncClient, or close it later")
         if self._made is None:
             self._made = Runtime(self._config, device_probes=self._device_probes)
         return self._made
@@ -234,9 +238,7 @@ class Client:
 
     def close(self) -> None:
         """Unload models and close connections."""
-        if self._loop.alive:
-            self._loop.run(self._async.aclose())
-            self._loop.close()
+        self._loop.close(self._async.aclose)
 
     def __enter__(self) -> Self:
         try:

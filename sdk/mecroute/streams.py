@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 from pydantic import ValidationError
 
 from mecroute._loop import LoopThread
-from mecroute.errors import TierResponseError
+from mecroute.errors import TierResponseError, UsageError
 from mecroute.outcome import Provenance
 from mecroute.results import ChatCompletionChunk
 
@@ -79,8 +80,9 @@ class Stream:
         return next(self._items)
 
     def close(self) -> None:
-        """Stop reading."""
-        self._loop.run(self._inner.close())
+        """Stop reading. A closed client has ended its streams already."""
+        with suppress(UsageError):
+            self._loop.run(self._inner.close())
 
     def __enter__(self) -> Self:
         return self

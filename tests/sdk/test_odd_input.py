@@ -8,7 +8,9 @@ import json
 import math
 import random
 import sqlite3
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -279,6 +281,44 @@ def test_a_closed_client_says_so(tmp_path: Path) -> None:
     client.close()
     with pytest.raises(UsageError, match="closed"):
         stream.create(messages=[{"role": "user", "content": "x"}])
+
+
+def test_a_stream_ends_with_its_client(tmp_path: Path, mec: Upstream) -> None:
+    client = Client(config(tmp_path, mec.url))
+    with client.chat.completions.create(messages=HELLO, stream=True) as stream:
+        assert next(stream)
+        client.close()
+        with pytest.raises(UsageError, match="closed"):
+            list(stream)
+    stream.close()
+
+
+def test_a_closed_async_client_says_so(tmp_path: Path) -> None:
+    async def run() -> None:
+        client = AsyncClient(config(tmp_path, "http://127.0.0.1:9"))
+        await client.aclose()
+        await client.aclose()
+        with pytest.raises(UsageError, match="closed"):
+            await client.route(messages=HELLO)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_is_under_way_when_its_client_is_closed_says_so(
+    tmp_path: Path, mec: Upstream, stream: bool
+) -> None:
+    mec.delay_s = 30
+    client = Client(config(tmp_path, mec.url))
+    with ThreadPoolExecutor() as threads:
+        call = threads.submit(client.chat.completions.create, messages=HELLO, stream=stream)
+        ends_at = time.monotonic() + 30
+        while not mec.requests:
+            assert time.monotonic() < ends_at
+            time.sleep(0.01)
+        client.close()
+        with pytest.raises(UsageError, match="closed"):
+            call.result(30)
 
 
 @pytest.mark.parametrize(
