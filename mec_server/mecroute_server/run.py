@@ -7,6 +7,7 @@ import errno
 import resource
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from mecroute_server.app import create_app
 from mecroute_server.connections import ConnectionGuard
 from mecroute_server.settings import ServerSettings
 from mecroute_server.slot import is_onnx_file
+from mecroute_server.tls_accept import TlsAcceptor
 
 if TYPE_CHECKING:
     from mecroute_server.node import Node
@@ -120,8 +122,7 @@ class NodeServer:
         scheme = "http" if settings.tls is None else "https"
         self.url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         try:
-            if settings.tls is not None:
-                settings.tls.check()
+            tls = settings.tls.context() if settings.tls is not None else None
             app = create_app(settings)
             self.node: Node = app.state.node
             self.node.deployer.check()
@@ -153,9 +154,8 @@ class NodeServer:
             # Longer than clients keep their connections: the one who closes first should be they.
             timeout_keep_alive=75,
             timeout_graceful_shutdown=settings.shutdown_grace_s + _LAST_WORDS_S,
-            **(settings.tls.uvicorn_options() if settings.tls is not None else {}),
         )
-        self._server = _Server(config, self.node, guard)
+        self._server = _Server(config, self.node, guard, tls)
         self._settled = threading.Event()
         self._failure: MecrouteError | None = None
 
@@ -252,20 +252,37 @@ class NodeServer:
 class _Server(uvicorn.Server):
     """uvicorn, but a graceful stop is a normal end: its own raises the signal again, for exit status 143."""
 
-    def __init__(self, config: uvicorn.Config, node: Node, guard: ConnectionGuard) -> None:
+    def __init__(
+        self, config: uvicorn.Config, node: Node, guard: ConnectionGuard, tls: ssl.SSLContext | None
+    ) -> None:
         super().__init__(config)
         self._node = node
         self.guard = guard
+        self._tls = tls
+        self._acceptors: list[TlsAcceptor] = []
         self.interrupted = False
         self.listening = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        if self._tls is None or sockets is None:
+            await super().startup(sockets)
+        else:
+            await super().startup([])
+            for listener in sockets:
+                listener.setblocking(False)
+                self._acceptors.append(TlsAcceptor(listener, self._tls, self.guard, self._protocol))
         self.listening.set()
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self.guard.protocol(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._drain()
         self._node.stop_admitting()
+        for acceptor in self._acceptors:
+            await acceptor.close()
         ending = asyncio.create_task(self._end_answers())
         try:
             await super().shutdown(sockets)

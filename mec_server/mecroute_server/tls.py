@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from mecroute.errors import ConfigError
 
@@ -24,9 +24,14 @@ class Tls:
     key: Path
     client_ca: Path | None = None
 
-    def check(self) -> None:
-        """Raise ConfigError if the files cannot be used, so that nothing is loaded for such a server."""
+    def context(self) -> ssl.SSLContext:
+        """What a server secures connections with; TLS 1.2 is the least it speaks.
+
+        Raises:
+            ConfigError: the files cannot be used.
+        """
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
             context.load_cert_chain(self.cert, self.key, password=_no_passphrase)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
@@ -35,6 +40,7 @@ class Tls:
                 hint="name a PEM certificate and its PEM key, readable and without a passphrase",
             ) from error
         if self.client_ca is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
             try:
                 context.load_verify_locations(cafile=self.client_ca)
             except (OSError, ValueError) as error:
@@ -42,13 +48,7 @@ class Tls:
                     f"cannot use the client CA {self.client_ca}: {_reason(error)}",
                     hint="name a PEM file with the authority's certificate",
                 ) from error
-
-    def uvicorn_options(self) -> dict[str, Any]:
-        """What uvicorn is told; TLS 1.2 is the least it speaks."""
-        options: dict[str, Any] = {"ssl_certfile": str(self.cert), "ssl_keyfile": str(self.key)}
-        if self.client_ca is not None:
-            options.update(ssl_ca_certs=str(self.client_ca), ssl_cert_reqs=ssl.CERT_REQUIRED)
-        return options
+        return context
 
 
 def _no_passphrase() -> NoReturn:

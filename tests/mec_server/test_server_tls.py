@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import ssl
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,44 @@ def test_https(authority: Authority, tmp_path: Path) -> None:
             httpx.get(f"{url}/healthz")
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{url}/healthz".replace("https", "http"))
+
+
+@pytest.mark.parametrize("says", [b"", bytes.fromhex("1603010200010001")])
+def test_a_client_that_does_not_shake_hands_is_bounded_and_counted(
+    authority: Authority, tmp_path: Path, says: bytes
+) -> None:
+    settings = ServerSettings(
+        port=0, registry_root=tmp_path, tls=authority.tls(), header_timeout_s=0.5, max_connections=2
+    )
+    with running_server(settings) as url:
+        parts = urlsplit(url)
+        with ExitStack() as held:
+            silent = []
+            for _ in range(2):
+                connection = socket.create_connection((parts.hostname, parts.port), timeout=20)
+                held.enter_context(connection).sendall(says)
+                silent.append(connection)
+            with pytest.raises(httpx.TransportError):  # there is no room beside them
+                httpx.get(f"{url}/healthz", verify=authority.trusting())
+            for connection in silent:
+                assert everything_of(connection) == b""  # long before the socket's own timeout
+        assert httpx.get(f"{url}/healthz", verify=authority.trusting()).status_code == 200
+
+
+def test_a_node_stops_beside_a_client_that_does_not_shake_hands(authority: Authority, tmp_path: Path) -> None:
+    with running_node(ServerSettings(port=0, registry_root=tmp_path, tls=authority.tls())) as node:
+        parts = urlsplit(node.url)
+        with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+            assert httpx.get(f"{node.url}/healthz", verify=authority.trusting()).status_code == 200
+            node.stop()
+            assert everything_of(connection) == b""
+
+
+def everything_of(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(100)
+    except ConnectionResetError:
+        return b""
 
 
 def test_old_tls_is_not_spoken(authority: Authority, tmp_path: Path) -> None:
