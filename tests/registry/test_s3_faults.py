@@ -20,6 +20,7 @@ from mecroute_registry import (
     DigestMismatchError,
     InvalidModelFileError,
     ModelFacts,
+    ModelNotFoundError,
     ModelVersion,
     Registry,
     RemoteStoreError,
@@ -151,6 +152,69 @@ open_remote(sys.argv[1], endpoint_url=sys.argv[2]).pull("tiny", Registry(Path(sy
         pulled = open_remote(uri, endpoint_url=proxy.url).pull("tiny", node)
         assert proxy.received - before < model.size_bytes - kept + 64 * 1024
     node.verify(pulled)
+
+
+_KILLED_PUSH = """
+import sys, time
+from pathlib import Path
+from mecroute_registry import Registry
+from mecroute_registry.remote import open_remote
+from mecroute_registry.remote._bucket import Bucket
+uri, endpoint_url, root, name, when = sys.argv[1:]
+whole = getattr(Bucket, name)
+def stopping(self, key, *rest):
+    if key.startswith(when):
+        print("there", flush=True)
+        time.sleep(60)
+    return whole(self, key, *rest)
+setattr(Bucket, name, stopping)
+registry = Registry(Path(root))
+open_remote(uri, endpoint_url=endpoint_url).push(registry, registry.get("tiny"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("write", "blobs/"), ("write", "entries/"), ("swap", "index.json"), ("upload", "while it is sent")],
+    ids=["before its documents", "before its entry", "before the index", "within the file"],
+)
+def test_a_killed_push_shows_nothing_half_and_can_be_repeated(
+    s3: S3Server, uri: str, registry: Registry, tmp_path: Path, facts: ModelFacts, name: str, key: str
+) -> None:
+    model = registry.register(write_model(tmp_path / "m.gguf", size_bytes=_SIZE), facts)
+    with faulty_proxy(s3.endpoint_url) as proxy:
+        child = subprocess.Popen(
+            [sys.executable, "-c", _KILLED_PUSH, uri, proxy.url, str(registry.root), name, key],
+            env=child_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            if name == "upload":
+                proxy.slow_down(None, sent_bytes_per_s=_SIZE / 4)
+                while proxy.sent < _SIZE / 4:
+                    assert child.poll() is None
+                    time.sleep(0.02)
+            else:
+                assert child.stdout
+                assert child.stdout.readline() == "there\n"
+        finally:
+            child.send_signal(signal.SIGKILL)
+            child.communicate(timeout=30)
+    # Whoever looks now sees the whole model, once its entry is written, or none of it.
+    store, early = open_remote(uri, endpoint_url=s3.endpoint_url), Registry(tmp_path / "early")
+    if name == "swap":
+        early.verify(store.pull("tiny", early))
+    else:
+        assert store.list() == []
+        with pytest.raises(ModelNotFoundError):
+            store.pull("tiny", early)
+    store.push(registry, model)
+    again = Registry(tmp_path / "again")
+    pulled = open_remote(uri, endpoint_url=s3.endpoint_url).pull("tiny", again)
+    assert pulled.digest == model.digest
+    again.verify(pulled)
 
 
 def test_a_cut_push_leaves_the_index_alone_and_can_be_repeated(

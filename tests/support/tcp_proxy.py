@@ -15,6 +15,7 @@ class FaultyProxy:
 
     Attributes:
         received: bytes that the server behind sent through so far.
+        sent: bytes that its clients sent through.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -27,7 +28,7 @@ class FaultyProxy:
         self._down = False
         self._closed = False
         self._threads: list[threading.Thread] = []
-        self.received = 0
+        self.received = self.sent = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._spawn(self._accept)
@@ -98,6 +99,9 @@ class FaultyProxy:
                 if counted and not self._count(data, target):
                     return
                 target.sendall(data)
+                if not counted:
+                    with self._lock:
+                        self.sent += len(data)
                 rate = self._bytes_per_s if counted else self._sent_bytes_per_s
                 if rate:
                     time.sleep(len(data) / rate)
