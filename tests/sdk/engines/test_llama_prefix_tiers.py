@@ -93,6 +93,17 @@ def test_without_ram_it_is_computed_again(engine: MakeEngine, talks: Asked) -> N
         assert ask(one, prompt) == (answer, 0)
 
 
+@pytest.mark.parametrize("ram_bytes", [0, 1000])
+def test_what_has_no_place_in_ram_stays_in_the_kv_memory(
+    engine: MakeEngine, talks: Asked, ram_bytes: int
+) -> None:
+    one = engine(n_ctx=512, prefix_ram_bytes=ram_bytes)
+    for prompt, answer in talks[:2]:
+        assert ask(one, prompt) == (answer, 0)
+    for prompt, answer in talks[:2]:
+        assert ask(one, prompt) == (answer, 149)
+
+
 def test_ram_is_bounded_and_the_oldest_goes() -> None:
     dropped: list[Taken] = []
     ram = PrefixRam(1000, on_drop=dropped.append)

@@ -96,6 +96,10 @@ class Match(NamedTuple):
         return self.awaited is not None and self.coming - self.length >= MIN_AWAITED_TOKENS
 
 
+#: What is in memory of a prompt that nobody has asked before.
+NOTHING = Match(None, 0, None, 0)
+
+
 class KvMemory:
     """Sequences of the KV memory: some belong to running requests, the others are a cache of what ended.
 
@@ -113,7 +117,9 @@ class KvMemory:
     Attributes:
         kv_tokens: its cells.
         streams: see above.
-        max_idle_tokens: cells that may be kept for what is idle alone; None: all that are free.
+        max_idle_tokens: cells that may be kept for what is idle alone, where there is another place for it;
+            None: all that are free.
+        has_place: whether there is another place for what an idle slot holds.
         slots: all sequences.
         evictions: how many times an idle sequence was forgotten for its room or its place.
         on_evict: called with an idle slot that is about to be forgotten, while the memory still holds it.
@@ -135,6 +141,7 @@ class KvMemory:
         self._sharing = sharing
         self.streams = streams
         self.max_idle_tokens: int | None = None
+        self.has_place: Callable[[Slot], bool] = lambda _: False
         self._tree: RadixTree[Slot] = RadixTree()
         self.slots = [Slot(number) for number in range(n_slots)]
         self._uses = 0
@@ -195,17 +202,25 @@ class KvMemory:
 
     # For requests
 
-    def place(self, prompt: Sequence[int], keys: tuple[str, ...] = (), session: str | None = None) -> Slot:
+    def place(
+        self,
+        prompt: Sequence[int],
+        keys: tuple[str, ...] = (),
+        session: str | None = None,
+        *,
+        anew: bool = False,
+    ) -> Slot:
         """Give a request a sequence that holds as much of its prompt as possible; one must be idle.
 
         Args:
             prompt: the request's tokens.
             keys, session: of its conversation; see `Slot`.
+            anew: it is to hold none of them.
 
         Returns:
             The sequence, busy; its `tokens` are the part that need not be computed.
         """
-        source, length, _, _ = self.find(prompt)
+        source, length, _, _ = NOTHING if anew else self.find(prompt)
         if source is not None and not source.busy and len(source.tokens) == length:
             slot = source
         elif self.streams:
@@ -240,7 +255,7 @@ class KvMemory:
             self._remember(slot)
         self._settle()
         if self.max_idle_tokens is not None:
-            self.make_room(0, keep_idle=self.max_idle_tokens)
+            self._clear_out(self.max_idle_tokens)
 
     def adopt(self, slot: Slot) -> None:
         """An idle sequence has been filled from elsewhere; it is the one used last."""
@@ -257,18 +272,15 @@ class KvMemory:
         self._settle()
         return slot
 
-    def make_room(self, cells: int, *, keep_idle: int | None = None) -> bool:
+    def make_room(self, cells: int) -> bool:
         """Forget idle sequences until there are `cells` free cells; False if there are not so many to be had.
 
         Args:
             cells: how many are needed.
-            keep_idle: also forget until no more than these are held by idle sequences alone.
         """
         if self.streams:  # every sequence has the cells it may need
             return any(not slot.busy for slot in self.slots)
-        while self.kv_tokens - self.used_tokens() < cells or (
-            keep_idle is not None and self.used_tokens() - self.pinned_tokens() > keep_idle
-        ):
+        while self.kv_tokens - self.used_tokens() < cells:
             if not self.evict():
                 return False
         return True
@@ -335,6 +347,15 @@ class KvMemory:
                         self._use(other)
                         self._forget(slot)
                         break
+
+    def _clear_out(self, most: int) -> None:
+        """Let go what idle sequences alone hold beyond so many cells, where there is another place for it."""
+        for slot in reversed(self.conversations()):
+            if self.used_tokens() - self.pinned_tokens() <= most:
+                return
+            if not slot.busy and self.has_place(slot):
+                self._evict(slot)
+                self._settle()
 
     def _stream_for(self, prompt: Sequence[int], source: Slot | None, length: int) -> Slot:
         """An idle sequence; it holds the first `length` tokens of a prompt, as `source` does, and no more."""

@@ -48,6 +48,7 @@ class KvSpill:
         except MecrouteError:
             return
         self._memory.on_evict = self._keep
+        self._memory.has_place = self._has_place
         self._ram.on_drop = self._drop
         if not self._memory.streams:
             self._memory.max_idle_tokens = MAX_IDLE_TOKENS
@@ -123,6 +124,9 @@ class KvSpill:
         except MecrouteError:
             return False
         return True
+
+    def _has_place(self, slot: Slot) -> bool:
+        return self._transfer.layout().size_of(len(slot.tokens)) <= self._ram.max_bytes
 
     def _keep(self, slot: Slot) -> None:
         try:

@@ -40,7 +40,7 @@ class PrefixRam:
     """
 
     def __init__(self, max_bytes: int, *, on_drop: Callable[[Taken], None] = lambda _: None) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self.on_drop = on_drop
         self._tree: RadixTree[int] = RadixTree()
         self._held: dict[int, Taken] = {}
@@ -56,14 +56,14 @@ class PrefixRam:
         for number in list(self._tree.ending_on(taken.tokens)):
             if self._held[number].session in (None, taken.session):
                 self._remove(number)
-        if len(taken.state) > self._max_bytes:
+        if len(taken.state) > self.max_bytes:
             self.on_drop(taken)
             return
         self._count += 1
         self._held[self._count] = taken
         self._tree.put(self._count, taken.tokens)
         self.size_bytes += len(taken.state)
-        while self.size_bytes > self._max_bytes:
+        while self.size_bytes > self.max_bytes:
             self.on_drop(self._remove(next(iter(self._held))))
 
     def length(self, prompt: Sequence[int], *, beyond: int) -> int:
