@@ -36,6 +36,8 @@ _COUNTERS = (
     ("mecroute_prefix_recalls", "Conversations that came back to it from memory", "prefix_recalls"),
     ("mecroute_prefix_disk_hits", "Conversations that came back to it from the disk", "disk_hits"),
     ("mecroute_prefix_disk_hit_tokens", "Tokens of those", "disk_hit_tokens"),
+    ("mecroute_drafted_tokens", "Tokens that speculation guessed and a step verified", "drafted_tokens"),
+    ("mecroute_accepted_tokens", "Of those, the right ones", "accepted_tokens"),
 )
 
 

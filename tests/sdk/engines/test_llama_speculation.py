@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from collections.abc import Sequence as Line
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from mecroute.engines.llama import (
     LlamaEngine,
     SamplingParams,
 )
-from mecroute.engines.llama.draft_model import CATCH_UP_ROWS
+from mecroute.engines.llama.draft_model import CATCH_UP_ROWS, DraftModel
 from mecroute.engines.llama.prompt_lookup import PromptLookup
 from mecroute.engines.llama.speculation import MARGIN, Acceptance
 from mecroute.engines.llama.step_cost import StepCost, draft_length
@@ -357,3 +359,20 @@ def test_what_a_row_costs_is_found_out_by_drafting(engine: MakeEngine, talking_m
     answer(one, prompt_of(one), 40)
     # Whatever this machine is like, it has been tried: prices are measured, not assumed.
     assert one.stats().drafted_tokens > 0
+
+
+def test_a_draft_model_that_is_always_right_and_slow_is_left_alone(
+    engine: MakeEngine, talking_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = DraftModel.draft
+
+    def slowly(self: DraftModel, asked: Line[tuple[int, list[int], int]]) -> list[list[int]]:
+        time.sleep(0.02)  # many times what a step of this model takes
+        return draft(self, asked)
+
+    monkeypatch.setattr(DraftModel, "draft", slowly)
+    one = engine(talking_model, speculation="draft", draft_model=talking_model)
+    answer(one, prompt_of(one), 300)
+    stats = one.stats()
+    assert 0 < stats.drafted_tokens < 40
+    assert stats.accepted_tokens == stats.drafted_tokens

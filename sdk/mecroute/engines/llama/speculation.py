@@ -26,7 +26,7 @@ MAX_DRAFT_TOKENS = 8
 #: Rows that drafts may add to a step; logits of so many more rows have room in the context.
 MAX_DRAFT_ROWS = 16
 #: While nobody knows what a further row costs: enough to find out, and little to lose where guesses have been
-#: as good as this.
+#: as good as this. Only at every second step: a cost is read off steps that differ in their rows.
 PROBE_TOKENS = 3
 PROBE_PROBABILITY = 0.7
 #: A request whose drafts did not pay has one tried again after so many tokens, then after twice as many…
@@ -124,6 +124,7 @@ class Speculator:
         self._drafting = Rate()
         self._states: dict[Sequence, DraftState] = {}
         self._overall = Acceptance(0.8 if draft_model is not None else 0.5)
+        self._probes = False
         self.drafted = 0
         self.accepted = 0
 
@@ -136,6 +137,7 @@ class Speculator:
             }
         wanted: list[tuple[Sequence, int]] = []
         rows = MAX_DRAFT_ROWS
+        self._probes = not self._probes
         for sequence in generating:
             sequence.draft = []
             state = self._states.get(sequence)
@@ -168,7 +170,8 @@ class Speculator:
         if limit < 1:
             return 0
         if self._cost.per_row_s is None:
-            return min(PROBE_TOKENS, limit) if state.acceptance.probability >= PROBE_PROBABILITY else 0
+            promising = self._probes and state.acceptance.probability >= PROBE_PROBABILITY
+            return min(PROBE_TOKENS, limit) if promising else 0
         speed = self._drafting.per_s
         length = draft_length(
             state.acceptance.probability,
