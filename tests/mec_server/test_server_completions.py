@@ -96,6 +96,48 @@ def test_echo(client: openai.OpenAI, engine: LlamaEngine) -> None:
     assert "".join(chunk.choices[0].text for chunk in stream) == "say: HELO"
 
 
+def test_echo_with_the_log_probabilities_of_the_prompt(client: openai.OpenAI, engine: LlamaEngine) -> None:
+    """As lm-evaluation-harness asks for them: by token ids, greedy, with one token more."""
+    tokens = list(engine.tokenize("é " + SAYS + "x"))
+    ask: dict[str, Any] = {**ASK, "max_tokens": 1, "echo": True, "logprobs": 1}
+    ids, text = client.completions.create(**ask, prompt=[tokens, tokens]).choices
+    assert ids.text == text.text == "é " + SAYS + "x" + SAYS[0]
+    assert ids.logprobs == text.logprobs
+    found = ids.logprobs
+    assert found
+    assert found.tokens
+    assert found.token_logprobs
+    assert found.top_logprobs
+    assert found.text_offset
+    assert len(found.tokens) == len(found.token_logprobs) == len(found.top_logprobs) == len(tokens) + 1
+    assert (found.token_logprobs[0], found.top_logprobs[0]) == (None, None)
+    # What the model says by itself is the likeliest there, and what it does not is not.
+    start = len(tokens) - len(SAYS) - 1
+    for at in range(start + 1, start + len(SAYS)):
+        assert [found.token_logprobs[at]] == list(found.top_logprobs[at].values())
+    assert found.token_logprobs[len(tokens) - 1] < max(found.top_logprobs[len(tokens) - 1].values())
+    assert found.tokens[start:] == [*SAYS, "x", SAYS[0]]
+    assert found.text_offset[start:] == list(range(2, len(SAYS) + 4))
+    # A text is split by the node, and a stream brings the same in its first piece.
+    answer = client.completions.create(**ask, prompt="é " + SAYS + "x").choices[0]
+    assert answer.logprobs == found
+    pieces = [chunk.choices[0] for chunk in client.completions.create(**ask, prompt=[tokens], stream=True)]
+    assert "".join(piece.text for piece in pieces) == ids.text
+    parts = [piece.logprobs for piece in pieces if piece.logprobs]
+    assert [entry for part in parts for entry in part.token_logprobs or []] == found.token_logprobs
+    assert [entry for part in parts for entry in part.text_offset or []] == found.text_offset
+
+
+def test_an_answer_that_ends_at_once_has_a_token_behind_a_scored_prompt(
+    client: openai.OpenAI, engine: LlamaEngine
+) -> None:
+    ask: dict[str, Any] = {**ASK, "prompt": SAYS, "echo": True, "logprobs": 1, "logit_bias": {"2": 100}}
+    answer = client.completions.create(**ask).choices[0]
+    assert (answer.text, answer.finish_reason) == (SAYS, "stop")
+    assert answer.logprobs
+    assert len(answer.logprobs.token_logprobs or []) == len(engine.tokenize(SAYS)) + 1
+
+
 def test_the_best_of_several(client: openai.OpenAI) -> None:
     # The bias makes four letters about as likely, so that the seed decides; the model itself prefers the H.
     bias = {str(FIRST_BYTE + ord(letter)): 32 for letter in "PQZ"}
@@ -156,7 +198,7 @@ def test_a_gap_is_filled(client: openai.OpenAI, node: NodeServer, engine: LlamaE
         ({"prompt": [-1], "suffix": "x"}, "vocabulary"),
         ({"echo": 1}, "echo"),
         ({"echo": True, "suffix": "x"}, "echo together with suffix"),
-        ({"echo": True, "logprobs": 1}, "echo together with logprobs"),
+        ({"echo": True, "logprobs": 20, "prompt": ["a" * 200] * 30}, "log-probabilities"),
         ({"suffix": 3}, "suffix"),
         ({"n": 3, "best_of": 2}, "best_of is 2"),
         ({"best_of": 129}, "best_of is 129"),

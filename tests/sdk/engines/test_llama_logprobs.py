@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from mecroute.engines.llama import GREEDY, GenerationRequest, LlamaEngine, SamplingParams
+from mecroute.engines.llama.lane import MIN_OUTPUTS
 from mecroute.engines.llama.openai import (
     chat_chunks,
     chat_completion,
@@ -22,7 +25,7 @@ from mecroute.engines.llama.openai import (
 )
 from mecroute.errors import InvalidRequestError
 from support.oracle import Oracle
-from support.tiny_gguf import FIRST_BYTE
+from support.tiny_gguf import FIRST_BYTE, IM_END
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
 
@@ -51,6 +54,38 @@ def test_logprobs_are_the_log_softmax_of_the_models_logits(
     assert [candidate.token for candidate in entry.top] == best
     assert [c.logprob for c in entry.top] == pytest.approx([expected[token] for token in best], abs=1e-3)
     assert entry.logprob == entry.top[0].logprob
+
+
+@pytest.mark.parametrize("n_parallel", [1, 3])
+def test_a_scored_prompt_has_the_log_softmax_of_each_of_its_tokens(
+    engine: Callable[..., LlamaEngine], oracle: Oracle, n_parallel: int
+) -> None:
+    one = engine(n_parallel=n_parallel, n_ctx=512)
+    prompts = [
+        tuple(np.random.default_rng(length).integers(IM_END + 1, 320, length).tolist())
+        for length in (1, 2, MIN_OUTPUTS + 1, 5 * MIN_OUTPUTS)
+    ]
+    ask = {"max_tokens": 2, "sampling": GREEDY, "top_logprobs": 2, "scores_prompt": True}
+    for _ in range(2):  # the second time all of them are in memory already
+        asked = [one.submit(GenerationRequest(prompt, **ask)) for prompt in prompts]
+        for prompt, generation in zip(prompts, asked, strict=True):
+            events = list(generation)
+            scored = events[0].prompt
+            assert [entry.token for entry in scored] == list(prompt)
+            assert math.isnan(scored[0].logprob)
+            assert sum(len(event.prompt) for event in events) == len(prompt)
+            assert len([entry for event in events for entry in event.logprobs]) == 2
+            for at in {1, len(prompt) // 2, len(prompt) - 1} & set(range(1, len(prompt))):
+                expected = oracle.logprobs(prompt[:at])
+                assert scored[at].logprob == pytest.approx(expected[prompt[at]], abs=0.02)
+                best = sorted(expected, reverse=True)[:2]
+                assert [top.logprob for top in scored[at].top] == pytest.approx(best, abs=0.02)
+            assert events[-1].usage
+            assert events[-1].usage.cached_tokens == 0
+    # Others find what a scored prompt has left in memory.
+    events = list(one.submit(GenerationRequest(prompts[-1], max_tokens=1, sampling=GREEDY)))
+    assert events[-1].usage
+    assert events[-1].usage.cached_tokens == len(prompts[-1]) - 1
 
 
 def test_chat_logprobs_have_openais_shape(talking: LlamaEngine, says: str) -> None:

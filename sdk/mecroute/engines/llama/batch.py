@@ -22,13 +22,15 @@ class Batch:
         generating: how many sequences generate.
         decoding: how many rows those have, drafts included.
         sliced: how many long prompts wait of which it has a slice while others generate; 0: it has none.
+        scored: parts of prompts whose rows all have logits, each with its first row and the place of that in
+            the prompt, and how many they are.
         choices: sequences that get a token from this step, each with the row whose logits it is chosen from;
             those that generate are the first. The rows of a draft follow that one.
 
     Not thread-safe.
     """
 
-    __slots__ = ("_complete", "_prefills", "choices", "decoding", "generating", "rows", "sliced")
+    __slots__ = ("_complete", "_prefills", "choices", "decoding", "generating", "rows", "scored", "sliced")
 
     def __init__(
         self,
@@ -38,6 +40,7 @@ class Batch:
         slice_rows: int,
     ) -> None:
         self._prefills: list[tuple[Sequence, int]] = []
+        self.scored: list[tuple[Sequence, int, int, int]] = []
         generating = [sequence for sequence in running if sequence.next_token != PREFILLING]
         self.generating = len(generating)
         self.decoding = self.generating + sum(len(sequence.draft) for sequence in generating)
@@ -51,7 +54,7 @@ class Batch:
                 n_batch=context.n_batch,
                 slice_rows=slice_rows,
             )
-            self._share_out(waiting, rows)
+            self._share_out(waiting, rows, context.n_outputs - self.decoding)
         self.sliced = 0
         if self.decoding and any(_is_long(sequence) for sequence, _ in self._prefills):
             self.sliced = sum(_is_long(sequence) for sequence in running if sequence.next_token == PREFILLING)
@@ -68,11 +71,16 @@ class Batch:
                 self._add_next(context, sequence)
         self.choices += self._complete
 
-    def _share_out(self, waiting: list[Sequence], rows: int) -> None:
+    def _share_out(self, waiting: list[Sequence], rows: int, outputs: int) -> None:
+        # Each may need logits of its last row; what is left of them is shared by those that need more.
+        outputs -= len(waiting)
         for sequence in waiting:
             if rows <= 0:
                 break
             count = min(left_of_prompt(sequence), rows)
+            if sequence.scores_prompt:
+                count = min(count, outputs + 1)
+                outputs -= count - 1
             self._prefills.append((sequence, count))
             rows -= count
 
@@ -93,7 +101,9 @@ class Batch:
         context.tokens[row:end] = prompt[done : done + count]
         context.positions[row:end] = range(done, done + count)
         context.sequences[row:end] = slot.id
-        context.wants_logits[row:end] = 0
+        context.wants_logits[row:end] = sequence.scores_prompt
+        if sequence.scores_prompt:
+            self.scored.append((sequence, row, done, count))
         if done + count == len(prompt):
             context.wants_logits[end - 1] = 1
             self._complete.append((sequence, end - 1))

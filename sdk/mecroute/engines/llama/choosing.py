@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from mecroute.engines.llama.batch import Batch
 from mecroute.engines.llama.context import DecodeContext
 from mecroute.engines.llama.gaps import GapHistogram
 from mecroute.engines.llama.generation import wake
-from mecroute.engines.llama.logprobs import token_logprob
+from mecroute.engines.llama.logprobs import TokenLogprob, token_logprob
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.sequence import Sequence
 from mecroute.engines.llama.speculation import Speculator
@@ -50,6 +51,8 @@ class TokenChooser:
         """
         finished: list[Sequence] = []
         chosen = 0
+        for part in batch.scored:
+            self._score(*part)
         greedy = any(sequence.sampler.is_greedy for sequence, _ in batch.choices)
         self._most_likely = self._context.most_likely() if greedy else {}
         for at, (sequence, row) in enumerate(batch.choices):
@@ -100,13 +103,33 @@ class TokenChooser:
                 return 0, True
         pieces = self._pieces
         piece = pieces[token] if token in pieces else self._learn_piece(token)
-        if sequence.top_logprobs is not None and piece is not None:
+        # Whoever has a prompt scored counts on a token for each that was asked for, also where it is the end.
+        if sequence.top_logprobs is not None and (piece is not None or sequence.scores_prompt):
             logits = context.logits(row, self._model.n_vocab)
-            sequence.note(token_logprob(logits, token, sequence.top_logprobs, self._model.spell), piece)
+            logprob = token_logprob(logits, token, sequence.top_logprobs, self._model.spell)
+            sequence.note(logprob, piece or b"")
         complete = sequence.accept(token, piece, time.perf_counter())
         if sequence.gap_s is not None:
             self._gaps.add(sequence.gap_s)
         return 1, complete
+
+    def _score(self, sequence: Sequence, row: int, place: int, count: int) -> None:
+        """Note how likely the tokens of a prompt were, each by the row of the one before it.
+
+        Args:
+            sequence: whose prompt it is.
+            row: the first one of the step.
+            place: of its token in the prompt.
+            count: how many rows.
+        """
+        prompt, spell, n_vocab = sequence.prompt, self._model.spell, self._model.n_vocab
+        if place == 0:
+            sequence.note_prompt(TokenLogprob(prompt[0], spell(prompt[0]), math.nan))
+        for at in range(min(count, len(prompt) - place - 1)):
+            logits = self._context.logits(row + at, n_vocab)
+            sequence.note_prompt(
+                token_logprob(logits, prompt[place + at + 1], sequence.top_logprobs or 0, spell)
+            )
 
     def _learn_piece(self, token: int) -> bytes | None:
         piece = None if self._model.is_end(token) else self._model.piece(token)

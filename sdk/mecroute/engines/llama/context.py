@@ -72,6 +72,7 @@ class DecodeContext:
         lib: Any = native.llama()
         self._lib = lib
         self.n_batch = n_batch
+        self.n_outputs = n_outputs
         params = lib.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_seq_max = n_seq_max

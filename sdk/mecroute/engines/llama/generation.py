@@ -53,6 +53,8 @@ class GenerationRequest:
         stop: strings that end the answer, and are left out of it.
         top_logprobs: ≥ 0; with each token comes its probability and those of that many candidates. None:
             nothing is computed.
+        scores_prompt: with the answer come the probabilities of the prompt's tokens too, and of as many
+            candidates. All of the prompt is computed for that, whatever is in memory of it.
         constraint: the grammar that the answer must conform to.
         functions: names of functions; the answer may be calls of these, for its reader to find.
         adapters: LoRA adapters and their scales, sorted by name; empty for the model as it is.
@@ -70,6 +72,7 @@ class GenerationRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
+    scores_prompt: bool = False
     constraint: Constraint | None = None
     functions: tuple[str, ...] = ()
     adapters: tuple[tuple[str, float], ...] = ()
@@ -153,6 +156,8 @@ class GenerationEvent:
         logprobs: of the tokens whose text begins in this event, where the request asks for them.
         index: which of the request's `n` answers it belongs to. Each has a last event.
         stop_met: on the last event, the stop string that ended the answer; None if something else did.
+        prompt: on an answer's first event, the tokens of a prompt that was to be scored. Nothing stands
+            before the first one: its probability is NaN.
     """
 
     text: str
@@ -162,6 +167,7 @@ class GenerationEvent:
     logprobs: tuple[TokenLogprob, ...] = ()
     index: int = 0
     stop_met: str | None = None
+    prompt: tuple[TokenLogprob, ...] = ()
 
 
 class Answers(Protocol):
@@ -334,7 +340,7 @@ class Generation:
         if not events:
             self._note_usage(event)
             return event
-        texts, tokens, logprobs = [event.text], event.tokens, event.logprobs
+        texts, tokens, logprobs, prompt = [event.text], event.tokens, event.logprobs, event.prompt
         while events and events[0].index == event.index:
             event = events.popleft()
             texts.append(event.text)
@@ -349,6 +355,7 @@ class Generation:
             logprobs,
             event.index,
             event.stop_met,
+            prompt,
         )
 
     def _note_usage(self, event: GenerationEvent) -> None:

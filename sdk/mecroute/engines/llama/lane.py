@@ -22,6 +22,8 @@ from mecroute.engines.llama.turns import Turns
 
 #: Rows of a batch. More does not make a prompt faster on a CPU, and holds up whoever joins meanwhile.
 N_BATCH = 512
+#: Rows of it whose logits may be had: a prompt that is to be scored is computed in pieces of so many.
+MIN_OUTPUTS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,7 @@ def _context(
         streams=layout.streams,
         n_batch=max(N_BATCH, options.n_parallel + MAX_DRAFT_ROWS),
         # llama.cpp reserves at least one for each sequence.
-        n_outputs=max(n_sequences, options.n_parallel + MAX_DRAFT_ROWS if speculates else 0),
+        n_outputs=max(n_sequences, MIN_OUTPUTS, options.n_parallel + MAX_DRAFT_ROWS if speculates else 0),
         n_threads=options.n_threads,
         adapters=applied,
         turns=options.turns,

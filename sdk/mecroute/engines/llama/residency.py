@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from mecroute.engines.llama.awaiting import DISK_PATIENCE_S, Awaiting, Computing
 from mecroute.engines.llama.generation import Generation
 from mecroute.engines.llama.kv_lineup import KvLineup
-from mecroute.engines.llama.kv_memory import KvMemory, Resident
+from mecroute.engines.llama.kv_memory import NOTHING, KvMemory, Match, Resident
 from mecroute.engines.llama.kv_slot import Slot
 from mecroute.engines.llama.kv_spill import KvSpill
 from mecroute.engines.llama.prefill import left_of_prompt
@@ -51,15 +51,18 @@ class Residency:
         """The conversations that need not be computed again, the one used last first."""
         return self.memory.residents() + self.spill.residents()
 
-    def left_to_compute(self, prompt: tuple[int, ...]) -> int:
-        """How many tokens of a prompt would have to be computed, if it came now."""
+    def left_to_compute(self, generation: Generation) -> int:
+        """How many tokens of its prompt would have to be computed, if it came now."""
+        prompt = generation.request.prompt
+        if generation.request.scores_prompt:
+            return len(prompt)
         match = self.memory.find(prompt)
         here = match.coming if match.is_worth_waiting else match.length
         return len(prompt) - max(here, self.spill.length(prompt[:-1], beyond=here))
 
     def fits(self, generation: Generation, running: Iterable[Sequence]) -> bool:
         """Whether the room it may come to need is not promised to others; caches give way."""
-        match = self.memory.find(generation.request.prompt)
+        match = self._find(generation)
         needed = _room(generation)
         if match.source is not None and match.source.busy:
             needed -= match.length
@@ -87,7 +90,9 @@ class Residency:
     def place(self, generation: Generation) -> Slot:
         """Give it a sequence, which holds what is in memory of its prompt."""
         request = generation.request
-        return self.memory.place(request.prompt, request.prefix_keys, request.session)
+        return self.memory.place(
+            request.prompt, request.prefix_keys, request.session, anew=request.scores_prompt
+        )
 
     def make_room(self, running: Iterable[Sequence], n_batch: int) -> None:
         """Forget what is idle, as far as the next step may need its cells."""
@@ -116,12 +121,19 @@ class Residency:
         """Take out all."""
         return self._take_out(lambda _: True)
 
+    def _find(self, generation: Generation) -> Match:
+        """What a request may take over of its prompt."""
+        request = generation.request
+        return NOTHING if request.scores_prompt else self.memory.find(request.prompt)
+
     def _take_out(self, which: Callable[[Generation], bool]) -> list[Generation]:
         out = [one for one in self._awaiting if which(one.generation)]
         self._awaiting = [one for one in self._awaiting if one not in out]
         return [one.generation for one in out]
 
     def _may_start(self, generation: Generation, speed: float | None, *, try_disk: bool) -> bool:
+        if generation.request.scores_prompt:
+            return True
         prompt = generation.request.prompt
         match = self.memory.find(prompt)
         if match.awaited is not None and match.is_worth_waiting:

@@ -191,7 +191,7 @@ class Scheduler:
 
     def _work_of(self, generation: Generation) -> Work:
         # The engine's thread may be adding to a slot's tokens meanwhile: the estimate is a token older then.
-        prefill = self._residency.left_to_compute(generation.request.prompt)
+        prefill = self._residency.left_to_compute(generation)
         return Work(prefill, self._answer_length.expected(generation.max_tokens))
 
     def _in_slots(self) -> int:
@@ -440,14 +440,15 @@ class Scheduler:
             self._slices.took(took_s, sliced=batch.sliced)
             if self._speculator is not None and not batch.prefilled:
                 self._speculator.measured(batch.rows, took_s)
-        if batch.prefilled >= MEASURABLE_PREFILL_ROWS:
-            self._prefill_rate.add(batch.prefilled, took_s)
-        self._pace.add(
-            answers=batch.generating,
-            prompt_tokens=batch.prefilled,
-            seconds=took_s,
-            grown=chosen - len(batch.choices) + batch.generating,
-        )
+        if not batch.scored:  # which takes longer than to read a prompt
+            if batch.prefilled >= MEASURABLE_PREFILL_ROWS:
+                self._prefill_rate.add(batch.prefilled, took_s)
+            self._pace.add(
+                answers=batch.generating,
+                prompt_tokens=batch.prefilled,
+                seconds=took_s,
+                grown=chosen - len(batch.choices) + batch.generating,
+            )
         self._completion_rate.add(finished, took_s)
 
     def _recover(self, status: int) -> None:

@@ -29,14 +29,16 @@ class Sequence:
         room: KV cells it may come to hold.
         gap_s: from the token before to the newest one; None after the first.
         top_logprobs: as the request has it; unless None, `note` is called before `accept`.
+        scores_prompt: as the request has it; if so, `note_prompt` is called for each of the prompt's tokens.
 
     Not thread-safe.
     """
 
     __slots__ = (
         "_again", "_cached", "_completed", "_first_token_at", "_last_token_at", "_logprobs", "_max_tokens",
-        "_noted_bytes", "_shown_bytes", "_started_at", "_text", "_unreported", "draft", "gap_s",
-        "generation", "next_token", "prompt", "room", "sampler", "slot", "top_logprobs",
+        "_noted_bytes", "_prompt_logprobs", "_shown_bytes", "_started_at", "_text", "_unreported", "draft",
+        "gap_s", "generation", "next_token", "prompt", "room", "sampler", "scores_prompt", "slot",
+        "top_logprobs",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +65,8 @@ class Sequence:
         self._completed = 0
         self._unreported = 0
         self.top_logprobs = generation.request.top_logprobs
+        self.scores_prompt = generation.request.scores_prompt
+        self._prompt_logprobs: list[TokenLogprob] = []
         self._logprobs: list[tuple[int, TokenLogprob]] = []
         self._noted_bytes = 0
         self._shown_bytes = 0
@@ -78,6 +82,10 @@ class Sequence:
             return  # the caller has it already
         self._logprobs.append((self._noted_bytes, logprob))
         self._noted_bytes += len(piece)
+
+    def note_prompt(self, logprob: TokenLogprob) -> None:
+        """Keep the probability of the prompt's next token until the answer begins."""
+        self._prompt_logprobs.append(logprob)
 
     def accept(self, token: int, piece: bytes | None, now: float) -> bool:
         """Take the token that was chosen.
@@ -117,12 +125,15 @@ class Sequence:
             logprobs = self._take_logprobs(text, all=not self._text.stopped)
             usage, met = self._usage(now), self._text.met
             self.generation.push(
-                GenerationEvent(text, self._unreported, reason, usage, logprobs, stop_met=met)
+                GenerationEvent(
+                    text, self._unreported, reason, usage, logprobs, stop_met=met, prompt=self._take_prompt()
+                )
             )
             return True
         if text:
+            logprobs = self._take_logprobs(text, all=False)
             self.generation.push(
-                GenerationEvent(text, self._unreported, logprobs=self._take_logprobs(text, all=False))
+                GenerationEvent(text, self._unreported, logprobs=logprobs, prompt=self._take_prompt())
             )
             self._unreported = 0
         return False
@@ -135,6 +146,12 @@ class Sequence:
         kept = [(start, entry) for start, entry in self._logprobs if start >= self._shown_bytes and not all]
         begun, self._logprobs = self._logprobs[: len(self._logprobs) - len(kept)], kept
         return tuple(entry for _, entry in begun)
+
+    def _take_prompt(self) -> tuple[TokenLogprob, ...]:
+        if not self._prompt_logprobs:
+            return ()
+        taken, self._prompt_logprobs = tuple(self._prompt_logprobs), []
+        return taken
 
     @property
     def completed(self) -> int:

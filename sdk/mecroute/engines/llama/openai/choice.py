@@ -106,7 +106,7 @@ class TextChoice:
 
     def pieces(self, event: GenerationEvent) -> Iterator[dict[str, Any]]:
         """The choices of the chunks that an event makes."""
-        logprobs = self._logprobs(event.logprobs)
+        logprobs = self._logprobs(event.logprobs, event.prompt)
         text, self._echo = self._echo + event.text, ""
         if text:
             yield self._piece(text, logprobs)
@@ -117,26 +117,51 @@ class TextChoice:
     def whole(self, events: Sequence[GenerationEvent]) -> dict[str, Any]:
         """The choice of a whole answer."""
         text = self._echo + "".join([event.text for event in events])
-        piece = self._piece(text, self._logprobs([entry for event in events for entry in event.logprobs]))
+        entries = [entry for event in events for entry in event.logprobs]
+        piece = self._piece(text, self._logprobs(entries, events[0].prompt))
         return {**piece, "finish_reason": events[-1].finish_reason}
 
     def _piece(self, text: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
         return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": None}
 
-    def _logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+    def _logprobs(
+        self, answer: Sequence[TokenLogprob], prompt: Sequence[TokenLogprob] = ()
+    ) -> dict[str, Any] | None:
         """The shape of OpenAI's first API; offsets are those of the tokens in this answer's text."""
+        entries = [*prompt, *answer]
         if not entries or not self._shown.logprobs:
             return None
-        offsets = []
-        for entry in entries:
+        offsets = self._offsets_in_prompt(prompt) if prompt else []
+        for entry in answer:
             offsets.append(len(self._spelled.decode("utf-8", "replace")))
             self._spelled += entry.piece
+        likely: list[float | None] = [entry.logprob for entry in entries]
+        top: list[dict[str, float] | None] = [
+            {_spelling(top): top.logprob for top in entry.top} for entry in entries
+        ]
+        if prompt:  # nothing stands before its first token
+            likely[0] = top[0] = None
         return {
             "tokens": [_spelling(entry) for entry in entries],
-            "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": [{_spelling(top): top.logprob for top in entry.top} for entry in entries],
+            "token_logprobs": likely,
+            "top_logprobs": top,
             "text_offset": offsets,
         }
+
+    def _offsets_in_prompt(self, prompt: Sequence[TokenLogprob]) -> list[int]:
+        """Where its tokens are in what is echoed, which has neither control tokens nor an added space."""
+        shown = self._shown.echo.encode()
+        starts = []
+        at = 0
+        for entry in prompt:
+            piece = entry.piece
+            if at == 0 and not shown.startswith(piece):
+                piece = piece.removeprefix(b" ")
+            starts.append(len(shown[:at].decode("utf-8", "replace")))
+            if shown.startswith(piece, at):
+                at += len(piece)
+        self._spelled = shown
+        return starts
 
 
 def token_logprobs(entries: Sequence[TokenLogprob]) -> list[dict[str, Any]]:

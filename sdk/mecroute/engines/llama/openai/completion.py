@@ -22,6 +22,8 @@ from mecroute.errors import InvalidRequestError
 _COMPLETION = COMMON | {"prompt", "suffix", "echo", "best_of"}
 #: What OpenAI's completions endpoint generates when nothing is said.
 _MAX_TOKENS = 16
+#: Tokens and candidates of prompts that one request may have the log-probabilities of: some 30 MB.
+MAX_SCORED = 100_000
 
 
 def parse_completion(body: Mapping[str, Any], engine: PromptTokenizer) -> tuple[GenerationRequest, ...]:
@@ -53,8 +55,6 @@ def parse_completion(body: Mapping[str, Any], engine: PromptTokenizer) -> tuple[
     top_logprobs = _logprobs(fields)
     if echo and suffix:
         raise unsupported("echo together with suffix")
-    if echo and top_logprobs is not None:
-        raise unsupported("echo together with logprobs")
     limit = integer(fields, "max_tokens", 1, None)
     form = parse_form(fields)
     common = make_request(
@@ -66,15 +66,20 @@ def parse_completion(body: Mapping[str, Any], engine: PromptTokenizer) -> tuple[
         Constraint(form.grammar, field=form.field) if form is not None else None,
     )
     keep = n if chosen_among is not None else None
-    return tuple(
+    scores_prompt = echo and top_logprobs is not None
+    asked = tuple(
         replace(
             common,
             prompt=_tokens(prompt, suffix, engine),
             n=chosen_among or n,
+            scores_prompt=scores_prompt,
             shown=Shown(_text(prompt, engine) if echo else "", keep, top_logprobs is not None),
         )
         for prompt in prompts
     )
+    if scores_prompt:
+        _check_scored(asked, 1 + (top_logprobs or 0))
+    return asked
 
 
 def _prompts(given: Any) -> Sequence[str | list[int]]:
@@ -88,6 +93,16 @@ def _prompts(given: Any) -> Sequence[str | list[int]]:
         if not isinstance(prompt, str) and not _is_tokens(prompt):
             raise InvalidRequestError(f"prompt[{at}] is neither a text nor a list of token ids")
     return given
+
+
+def _check_scored(asked: Sequence[GenerationRequest], each: int) -> None:
+    """Bound what is kept of scored prompts, of whose tokens there are `each` with a probability."""
+    kept = sum(request.prompt_tokens * request.n for request in asked) * each
+    if kept > MAX_SCORED:
+        raise InvalidRequestError(
+            f"echo and logprobs ask for the log-probabilities of {kept} tokens; the limit is {MAX_SCORED}",
+            hint="send fewer or shorter prompts at a time, or a lower logprobs",
+        )
 
 
 def _is_tokens(value: Any) -> bool:
