@@ -232,7 +232,7 @@ def test_files_of_a_client_that_do_not_work_are_named(authority: Authority, tmp_
         node = NodeConfig(name="mec", url="https://127.0.0.1:9", **bad)
         with pytest.raises(ConfigError, match=said):
             NodeApi(node)
-        with Client(only(node)) as client, pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=said), Client(only(node)) as client:
             client.models.list()
     for fields, said in (
         ({"url": "http://127.0.0.1:9", **shown}, "https://"),
