@@ -126,10 +126,11 @@ BODIES: dict[str, _Schema] = {
     ),
     "/v1/completions": _object(
         "model prompt",
-        **_OPENAI,
+        **{**_OPENAI, "max_tokens": _whole(0)},
         prompt={"anyOf": [_TEXT, _list(_TOKEN, 1), _list({"anyOf": [_TEXT, _list(_TOKEN, 1)]}, 1)]},
         suffix=_TEXT,
         echo=_FLAG,
+        logprobs=_whole(0, 20),
         n=_whole(1, 128),
         best_of=_whole(1, 128),
     ),

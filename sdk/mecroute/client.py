@@ -153,7 +153,11 @@ class AsyncClient:
 
     async def __aenter__(self) -> Self:
         # What the first call would do once is done here, and takes nothing of that call's deadline.
-        (await self._runtime()).prepare()
+        try:
+            (await self._runtime()).prepare()
+        except BaseException:
+            await self.aclose()
+            raise
         return self
 
     async def __aexit__(

@@ -128,6 +128,20 @@ def test_echo_with_the_log_probabilities_of_the_prompt(client: openai.OpenAI, en
     assert [entry for part in parts for entry in part.text_offset or []] == found.text_offset
 
 
+def test_an_echo_alone(client: openai.OpenAI, engine: LlamaEngine) -> None:
+    ask: dict[str, Any] = {**ASK, "prompt": "say: H", "echo": True, "logprobs": 0, "max_tokens": 0}
+    answer = client.completions.create(**ask)
+    (choice,) = answer.choices
+    assert (choice.text, choice.finish_reason) == ("say: H", "length")
+    assert choice.logprobs
+    assert len(choice.logprobs.tokens or []) == len(engine.tokenize("say: H"))
+    assert answer.usage
+    assert answer.usage.completion_tokens == 0
+    pieces = [chunk.choices[0] for chunk in client.completions.create(**ask, stream=True)]
+    assert "".join(piece.text for piece in pieces) == "say: H"
+    assert pieces[-1].finish_reason == "length"
+
+
 def test_an_answer_that_ends_at_once_has_a_token_behind_a_scored_prompt(
     client: openai.OpenAI, engine: LlamaEngine
 ) -> None:

@@ -16,10 +16,16 @@ import httpx
 import pytest
 import trustme
 
-from mecroute import Client
+from mecroute import AsyncClient, Client
 from mecroute.config import Config, NodeConfig
 from mecroute.config.schema import DeviceConfig, StateConfig
-from mecroute.errors import ConfigError, MecrouteError, NoEligibleTargetError, TierUnreachableError
+from mecroute.errors import (
+    ConfigError,
+    MecrouteError,
+    NoEligibleTargetError,
+    TierUnreachableError,
+    UsageError,
+)
 from mecroute.network.tls import ClientTls
 from mecroute.target import Target
 from mecroute.tiers.base import Call
@@ -234,6 +240,11 @@ def test_files_of_a_client_that_do_not_work_are_named(authority: Authority, tmp_
             NodeApi(node)
         with pytest.raises(ConfigError, match=said), Client(only(node)) as client:
             client.models.list()
+        entered = AsyncClient(only(node))
+        with pytest.raises(ConfigError, match=said):
+            asyncio.run(entered.__aenter__())
+        with pytest.raises(UsageError, match="closed"):
+            asyncio.run(entered.models.list())
     for fields, said in (
         ({"url": "http://127.0.0.1:9", **shown}, "https://"),
         ({"url": "https://127.0.0.1:9", "tls_key": shown["tls_key"]}, "tls_key needs tls_cert"),

@@ -32,11 +32,13 @@ class Shown:
         echo: stands before the text of each answer.
         keep: how many of the answers, those with the most likely tokens; None: all.
         logprobs: whether those of its tokens, where there are any.
+        answer: whether what was generated at all, and not the echo alone.
     """
 
     echo: str = ""
     keep: int | None = None
     logprobs: bool = True
+    answer: bool = True
 
 
 @dataclass(frozen=True, slots=True)

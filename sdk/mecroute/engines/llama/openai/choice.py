@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mecroute.engines.llama.generation import GenerationEvent, GenerationRequest
@@ -106,6 +107,7 @@ class TextChoice:
 
     def pieces(self, event: GenerationEvent) -> Iterator[dict[str, Any]]:
         """The choices of the chunks that an event makes."""
+        event = self._seen(event)
         logprobs = self._logprobs(event.logprobs, event.prompt)
         text, self._echo = self._echo + event.text, ""
         if text:
@@ -116,10 +118,17 @@ class TextChoice:
 
     def whole(self, events: Sequence[GenerationEvent]) -> dict[str, Any]:
         """The choice of a whole answer."""
+        events = [self._seen(event) for event in events]
         text = self._echo + "".join([event.text for event in events])
         entries = [entry for event in events for entry in event.logprobs]
         piece = self._piece(text, self._logprobs(entries, events[0].prompt))
         return {**piece, "finish_reason": events[-1].finish_reason}
+
+    def _seen(self, event: GenerationEvent) -> GenerationEvent:
+        """What its caller sees of an event."""
+        if self._shown.answer:
+            return event
+        return replace(event, text="", logprobs=(), finish_reason=event.finish_reason and "length")
 
     def _piece(self, text: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
         return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": None}

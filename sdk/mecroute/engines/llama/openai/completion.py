@@ -55,13 +55,13 @@ def parse_completion(body: Mapping[str, Any], engine: PromptTokenizer) -> tuple[
     top_logprobs = _logprobs(fields)
     if echo and suffix:
         raise unsupported("echo together with suffix")
-    limit = integer(fields, "max_tokens", 1, None)
+    limit = integer(fields, "max_tokens", 0 if echo else 1, None)
     form = parse_form(fields)
     common = make_request(
         fields,
         engine,
         (),
-        _MAX_TOKENS if limit is None else limit,
+        _MAX_TOKENS if limit is None else max(1, limit),  # the engine makes one at least
         0 if chosen_among is not None and top_logprobs is None else top_logprobs,
         Constraint(form.grammar, field=form.field) if form is not None else None,
     )
@@ -73,7 +73,9 @@ def parse_completion(body: Mapping[str, Any], engine: PromptTokenizer) -> tuple[
             prompt=_tokens(prompt, suffix, engine),
             n=chosen_among or n,
             scores_prompt=scores_prompt,
-            shown=Shown(_text(prompt, engine) if echo else "", keep, top_logprobs is not None),
+            shown=Shown(
+                _text(prompt, engine) if echo else "", keep, top_logprobs is not None, answer=limit != 0
+            ),
         )
         for prompt in prompts
     )

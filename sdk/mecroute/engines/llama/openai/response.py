@@ -106,7 +106,7 @@ class _Answer:
                 chunk["timings"] = _timings(total)
             yield chunk
         if self._include_usage and total is not None:
-            yield {**self._frame, "choices": [], "usage": _usage(total), "timings": _timings(total)}
+            yield {**self._frame, "choices": [], "usage": self._usage(total), "timings": _timings(total)}
 
     def whole(self, events: list[GenerationEvent]) -> dict[str, Any]:
         total = self._answers.usage
@@ -129,7 +129,17 @@ class _Answer:
             choices += [
                 self._kind(index, request).whole(answer) for index, answer in enumerate(answers, len(choices))
             ]
-        return {**self._frame, "choices": choices, "usage": _usage(total), "timings": _timings(total)}
+        return {**self._frame, "choices": choices, "usage": self._usage(total), "timings": _timings(total)}
+
+    def _usage(self, total: Usage) -> dict[str, Any]:
+        seen = all(request.shown.answer for request in self._answers.requests)
+        completion_tokens = total.completion_tokens if seen else 0
+        return {
+            "prompt_tokens": total.prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": total.prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": total.cached_tokens},
+        }
 
 
 def _most_likely(answers: list[list[GenerationEvent]], count: int) -> list[list[GenerationEvent]]:
@@ -140,15 +150,6 @@ def _most_likely(answers: list[list[GenerationEvent]], count: int) -> list[list[
 def _mean_logprob(answer: list[GenerationEvent]) -> float:
     logprobs = [entry.logprob for event in answer for entry in event.logprobs]
     return sum(logprobs) / len(logprobs) if logprobs else -math.inf
-
-
-def _usage(usage: Usage) -> dict[str, Any]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    }
 
 
 def _timings(usage: Usage) -> dict[str, float]:
