@@ -1,4 +1,4 @@
-"""`/v1/embeddings` for ONNX encoders."""
+"""Embeddings by ONNX encoders."""
 
 from __future__ import annotations
 
@@ -67,17 +67,26 @@ async def embed_texts(lease: OnnxLease, body: Mapping[str, Any]) -> tuple[bytes,
         InvalidRequestError: a field is wrong, or the model does not embed texts.
         OverloadedError: the engine's queue is full.
     """
-    encoder = lease.engine.encoder
-    if encoder is None:
+    encoder = encoder_of(lease)
+    asked = parse_embeddings(body)
+    vectors, tokens = await embed(encoder, asked.inputs, asked.dimensions)
+    shape = partial(embeddings_json, vectors, tokens=tokens, model=lease.ref, as_base64=asked.as_base64)
+    return (shape() if len(vectors) <= _FEW_TEXTS else await asyncio.to_thread(shape)), tokens
+
+
+def encoder_of(lease: OnnxLease) -> TextEncoder:
+    """What embeds texts with a model.
+
+    Raises:
+        InvalidRequestError: nothing does.
+    """
+    if lease.engine.encoder is None:
         raise InvalidRequestError(
             f"'{lease.ref}' does not embed texts: it has no tokenizer",
             hint=f"put its tokenizer.json beside it, or ask it with POST /v2/models/{lease.ref}/infer",
             model=lease.ref,
         )
-    asked = parse_embeddings(body)
-    vectors, tokens = await embed(encoder, asked.inputs, asked.dimensions)
-    shape = partial(embeddings_json, vectors, tokens=tokens, model=lease.ref, as_base64=asked.as_base64)
-    return (shape() if len(vectors) <= _FEW_TEXTS else await asyncio.to_thread(shape)), tokens
+    return lease.engine.encoder
 
 
 async def embed(

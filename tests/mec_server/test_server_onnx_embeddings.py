@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import ollama
 import openai
 import pytest
 
@@ -52,6 +53,22 @@ def test_openai_client(server: NodeServer) -> None:
     np.testing.assert_allclose(short.data[0].embedding, embedding("edge cloud", 3), atol=1e-6)
     assert answer.usage.prompt_tokens == 6
     assert answer.model == "encoder"
+
+
+def test_ollamas_client(server: NodeServer) -> None:
+    with ollama.Client(server.url, timeout=30) as client:
+        answer = client.embed(model="encoder", input=["edge cloud", "device"])
+        np.testing.assert_allclose(
+            answer.embeddings, [embedding("edge cloud"), embedding("device")], atol=1e-6
+        )
+        assert answer.prompt_eval_count == 3
+        short = client.embed(model="encoder", input="edge cloud", dimensions=3)
+        np.testing.assert_allclose(short.embeddings[0], embedding("edge cloud", 3), atol=1e-6)
+        with pytest.raises(ollama.ResponseError, match="does not embed texts"):
+            client.embed(model="c", input="device")
+    loaded = server.node.pool.find("c").loaded
+    assert loaded is not None
+    assert loaded.in_flight == 0
 
 
 def test_token_ids_are_read_as_they_are(http: httpx.Client) -> None:

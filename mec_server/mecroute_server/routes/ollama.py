@@ -14,6 +14,7 @@ from mecroute.engines.llama import openai
 from mecroute.engines.llama.engine import LlamaEngine
 from mecroute.errors import InvalidRequestError, ModelNotFoundError
 from mecroute_registry._version import __version__
+from mecroute_server import encoding
 from mecroute_server.body import read_json_object
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
 from mecroute_server.formats import ollama as shapes
@@ -22,7 +23,7 @@ from mecroute_server.formats.keep_alive import parse_keep_alive
 from mecroute_server.generation import Endpoint, generate, lend, record_embedding, wants_stream
 from mecroute_server.node import Node
 from mecroute_server.routes.node import CurrentNode
-from mecroute_server.slot import ModelSlot
+from mecroute_server.slot import Lease, ModelSlot, OnnxLease
 
 router = APIRouter(prefix="/api")
 
@@ -72,10 +73,17 @@ async def embed(request: Request, node: CurrentNode) -> Response:
         raise InvalidRequestError("'input' must be a text or a list of texts")
     asked = openai.parse_embeddings({"input": given, "dimensions": fields.get("dimensions") or None})
     started_at = time.perf_counter()
-    lease = await lend(request, node, body)
+    lease: Lease | OnnxLease
+    if isinstance(body["model"], str) and await node.pool.serves_onnx(body["model"]):
+        lease = await node.pool.acquire_onnx(body["model"])
+        request.state.model = lease.ref
+        embedding = _encode(lease, asked)
+    else:
+        lease = await lend(request, node, body)
+        embedding = _embed(node, lease, asked)
     lent_at = time.perf_counter()
     try:
-        vectors, tokens = await unless_caller_leaves(request, node.embeddings.embed(lease, asked.inputs))
+        vectors, tokens = await unless_caller_leaves(request, embedding)
     except CallerLeftError:
         node.metrics.record_cancelled(lease.ref)
         return Response(status_code=499)
@@ -83,12 +91,25 @@ async def embed(request: Request, node: CurrentNode) -> Response:
     return JSONResponse(
         {
             "model": lease.ref,
-            "embeddings": openai.shortened(vectors, asked.dimensions, lease.ref),
+            "embeddings": vectors,
             "total_duration": int((time.perf_counter() - started_at) * 1e9),
             "load_duration": int((lent_at - started_at) * 1e9),
             "prompt_eval_count": tokens,
         }
     )
+
+
+async def _embed(node: Node, lease: Lease, asked: openai.EmbeddingRequest) -> tuple[list[list[float]], int]:
+    vectors, tokens = await node.embeddings.embed(lease, asked.inputs)
+    return openai.shortened(vectors, asked.dimensions, lease.ref), tokens
+
+
+async def _encode(lease: OnnxLease, asked: openai.EmbeddingRequest) -> tuple[list[list[float]], int]:
+    try:
+        vectors, tokens = await encoding.embed(encoding.encoder_of(lease), asked.inputs, asked.dimensions)
+    finally:
+        lease.release()
+    return [vector.tolist() for vector in vectors], tokens
 
 
 @router.get("/tags")
