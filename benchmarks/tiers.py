@@ -10,9 +10,9 @@ it was stopped), then the product's own decisions are replayed over it, which ta
 
     single tiers      every request to the same one
     mixing            each request to one of two tiers by chance: any point between theirs
-    by hand           told the sets: intents to the encoder, a mix for each other set, chosen knowing its
-    outcome threshold         the requests that the trained predictor finds hardest to the largest model, as
-    RouteLLM does auto              the agents' decisions under several policies, decision time included
+    by hand           intents to the encoder, and for each other set the mix that turned out best
+    threshold         what the trained predictor finds hardest to the largest model, as RouteLLM does
+    auto              the agents' decisions under several policies, decision time included
     oracle            the fastest tier that is right: what nobody can reach
 
 A tier that cannot do a request at all (the encoder can only tell intents apart) is not among the single ones.

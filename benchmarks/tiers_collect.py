@@ -1,11 +1,10 @@
 """Asks every request of the workload once of each of three language models, and keeps what they answered.
 
-    python benchmarks/tiers_collect.py DATA OUT --model device=small.gguf --model mec=mid.gguf --model
-    cloud=large.gguf python benchmarks/tiers_collect.py DATA OUT --server device=http://127.0.0.1:8001 …   #
-    servers that run already
+    python benchmarks/tiers_collect.py DATA OUT --model device=s.gguf --model mec=m.gguf --model cloud=l.gguf
+    python benchmarks/tiers_collect.py DATA OUT --server device=URL --server mec=URL --server cloud=URL
 
-One request after another, each of one tier after another, so that whatever else the machine does falls on all
-alike. Answers are greedy and kept to the choices by a grammar; log-probabilities are asked for.
+The first starts a server for each model, the second asks servers that run already. One request after another,
+each of one tier after another, so that whatever else the machine does falls on all alike. Answers are greedy and kept to the choices by a grammar; log-probabilities are asked for.
 OUT/answers.jsonl gets a line per answer; what is there is not asked again, so that it can be stopped at any
 time and go on (`--seconds` does so by itself).
 """
