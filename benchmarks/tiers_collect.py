@@ -4,9 +4,10 @@
     python benchmarks/tiers_collect.py DATA OUT --server device=URL --server mec=URL --server cloud=URL
 
 The first starts a server for each model, the second asks servers that run already. One request after another,
-each of one tier after another, so that whatever else the machine does falls on all alike. Answers are greedy and kept to the choices by a grammar; log-probabilities are asked for.
-OUT/answers.jsonl gets a line per answer; what is there is not asked again, so that it can be stopped at any
-time and go on (`--seconds` does so by itself).
+each of one tier after another, so that whatever else the machine does falls on all alike. Answers are greedy
+and kept to the choices by a grammar; log-probabilities are asked for. OUT/answers.jsonl gets a line per
+answer; what is there is not asked again, so that it can be stopped at any time and go on (`--seconds` does so
+by itself).
 """
 
 from __future__ import annotations

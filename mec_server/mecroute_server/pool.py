@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from mecroute_registry.onnx_folder import model_file
 from mecroute_registry.store import Registry
 from mecroute_server.attempt import attempt
 from mecroute_server.errors import InsufficientMemoryError
-from mecroute_server.footprint import Footprint, measuring
+from mecroute_server.footprint import measuring
 from mecroute_server.opening import estimate, open_engine
 from mecroute_server.residency import AbandonedError, Residency
 from mecroute_server.settings import ServerSettings, served_name
@@ -386,7 +387,7 @@ class EnginePool:
         is_onnx = model.format == "onnx" if model is not None else slot.is_onnx
         if is_onnx:
             path = await self._in_loader(model_file, path)
-        need = await self._in_loader(_estimate, path, self._settings, is_onnx)
+        need = await self._in_loader(partial(estimate, path, self._settings, is_onnx=is_onnx))
         slot.begin("loading", "waiting for room")
         async with self._arranging:
             if demanded and slot.serving is not None:
@@ -492,10 +493,6 @@ def _give_back(waiter: asyncio.Future[LoadedModel | None]) -> None:
         loaded = waiter.result()
         if loaded is not None:
             loaded.returned()
-
-
-def _estimate(path: Path, settings: ServerSettings, is_onnx: bool) -> Footprint:
-    return estimate(path, settings, is_onnx=is_onnx)
 
 
 def _open(ref: str, path: Path, settings: ServerSettings, is_onnx: bool) -> Any:

@@ -9,30 +9,6 @@ from typing import Any
 from mecroute.errors import InvalidRequestError
 
 
-def known_fields(
-    body: Mapping[str, Any], known: Collection[str], empty: Mapping[str, tuple[Any, ...]], where: str = ""
-) -> dict[str, Any]:
-    """The fields that are set: null counts as absent.
-
-    Args:
-        body: a JSON object.
-        known: the names that are understood.
-        empty: for other names, the values that say nothing more than the field's absence.
-        where: what stands before a name in an error, such as `options.`.
-
-    Raises:
-        InvalidRequestError: names a field that would change the answer if it were obeyed.
-    """
-    fields = {name: value for name, value in body.items() if value is not None}
-    for name in fields.keys() - set(known):
-        # By type too: 0 is no False, and a list compares with anything.
-        if not any(
-            type(value) is type(fields[name]) and value == fields[name] for value in empty.get(name, ())
-        ):
-            raise unsupported(f"'{where}{name}'")
-    return {name: value for name, value in fields.items() if name in known}
-
-
 @contextmanager
 def renamed(names: Mapping[str, str]) -> Iterator[None]:
     """Let errors about translated fields name those that the caller sent.
@@ -48,11 +24,6 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
-def unsupported(what: str) -> InvalidRequestError:
-    """The error for what this server understands and does not do."""
-    return InvalidRequestError(f"{what} is not supported by this server", hint="leave it out")
-
-
 def text(fields: Mapping[str, Any], name: str, where: str = "") -> str | None:
     """A text, or None.
 
@@ -62,34 +33,6 @@ def text(fields: Mapping[str, Any], name: str, where: str = "") -> str | None:
     value = fields.get(name)
     if value is not None and not isinstance(value, str):
         raise InvalidRequestError(f"{where}{name} is not a text")
-    return value
-
-
-def flag(fields: Mapping[str, Any], name: str) -> bool:
-    """True or false; false where it is absent.
-
-    Raises:
-        InvalidRequestError: it is something else.
-    """
-    value = fields.get(name, False)
-    if not isinstance(value, bool):
-        raise InvalidRequestError(f"{name} is not true or false")
-    return value
-
-
-def whole_number(fields: Mapping[str, Any], name: str, low: int, where: str = "") -> int | None:
-    """A whole number that is at least `low`, or None.
-
-    Raises:
-        InvalidRequestError: it is something else.
-    """
-    value = fields.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequestError(f"{where}{name} is not a whole number")
-    if value < low:
-        raise InvalidRequestError(f"{where}{name} is {value}", hint=f"it must be at least {low}")
     return value
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mecroute.engines.llama.openai.fields import flag, integer, known_fields
 from mecroute.errors import InvalidRequestError
-from mecroute_server.formats.fields import flag, known_fields, text, whole_number
+from mecroute_server.formats.fields import text
 
 #: What one request may bring.
 MAX_TEXTS = 2048
@@ -37,7 +38,7 @@ def parse_classify(body: Mapping[str, Any]) -> tuple[list[str], list[str] | None
         named = isinstance(labels, list) and bool(labels) and all(isinstance(one, str) for one in labels)
         if not named or len(set(labels)) < len(labels):
             raise InvalidRequestError("'labels' must be a list of different classes, at least one")
-    return texts, labels, whole_number(fields, "top_k", 1)
+    return texts, labels, integer(fields, "top_k", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def parse_rerank(body: Mapping[str, Any]) -> RerankRequest:
             raise InvalidRequestError(f"'documents[{at}]' must be a text that is not empty")
         documents.append(document)
     return RerankRequest(
-        query, documents, whole_number(fields, "top_n", 1), return_documents=flag(fields, "return_documents")
+        query, documents, integer(fields, "top_n", 1), return_documents=flag(fields, "return_documents")
     )
 
 

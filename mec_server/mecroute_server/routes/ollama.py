@@ -12,13 +12,13 @@ from fastapi.responses import JSONResponse, Response
 
 from mecroute.engines.llama import openai
 from mecroute.engines.llama.engine import LlamaEngine
+from mecroute.engines.llama.openai.fields import known_fields
 from mecroute.errors import InvalidRequestError, ModelNotFoundError
 from mecroute_registry._version import __version__
 from mecroute_server import encoding
 from mecroute_server.body import read_json_object
 from mecroute_server.disconnect import CallerLeftError, unless_caller_leaves
 from mecroute_server.formats import ollama as shapes
-from mecroute_server.formats.fields import known_fields
 from mecroute_server.formats.keep_alive import parse_keep_alive
 from mecroute_server.generation import Endpoint, generate, lend, record_embedding, wants_stream
 from mecroute_server.node import Node

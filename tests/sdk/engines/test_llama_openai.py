@@ -83,7 +83,7 @@ def test_fields_that_are_absent_null_or_say_nothing_leave_the_defaults(talking: 
         ({"n": 0}, "n is 0"),
         ({"n": 129}, "n is 129"),
         ({"n": True}, "n is not a whole number"),
-        ({"functions": [{"name": "f"}]}, "'functions' is not supported yet by this server"),
+        ({"functions": [{"name": "f"}]}, "'functions' is not supported by this server"),
         ({"logprobs": 3}, "logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs is 21"),

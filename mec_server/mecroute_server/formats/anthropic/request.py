@@ -7,16 +7,9 @@ from typing import Any
 
 from mecroute.engines.llama import openai
 from mecroute.engines.llama.engine import GenerationRequest, LlamaEngine
+from mecroute.engines.llama.openai.fields import integer, known_fields, unsupported
 from mecroute.errors import InvalidRequestError
-from mecroute_server.formats.fields import (
-    joined_text,
-    known_fields,
-    messages_in,
-    renamed,
-    role_of,
-    unsupported,
-    whole_number,
-)
+from mecroute_server.formats.fields import joined_text, messages_in, renamed, role_of
 
 #: Fields that do not change what the answer says; the prefix cache is always on.
 _NEUTRAL = frozenset({"model", "stream", "metadata", "service_tier", "cache_control"})
@@ -45,7 +38,7 @@ def parse_messages(body: Mapping[str, Any], engine: LlamaEngine) -> GenerationRe
         InvalidRequestError: names the field that is missing, wrong or not supported.
     """
     fields = known_fields(body, _KNOWN, _EMPTY)
-    max_tokens = whole_number(fields, "max_tokens", 1)
+    max_tokens = integer(fields, "max_tokens", 1)
     if max_tokens is None:
         raise InvalidRequestError(
             "max_tokens is missing", hint="say how many tokens the answer may have at most"

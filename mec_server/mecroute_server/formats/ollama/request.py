@@ -7,18 +7,9 @@ from typing import Any
 
 from mecroute.engines.llama import openai
 from mecroute.engines.llama.engine import GenerationRequest, LlamaEngine
+from mecroute.engines.llama.openai.fields import flag, integer, known_fields, unsupported
 from mecroute.errors import InvalidRequestError
-from mecroute_server.formats.fields import (
-    flag,
-    joined_text,
-    known_fields,
-    messages_in,
-    renamed,
-    role_of,
-    text,
-    unsupported,
-    whole_number,
-)
+from mecroute_server.formats.fields import joined_text, messages_in, renamed, role_of, text
 
 #: Fields that do not change what the answer says.
 _NEUTRAL = frozenset({"model", "name", "stream", "keep_alive"})
@@ -192,13 +183,13 @@ def _sampling(fields: Mapping[str, Any], engine: LlamaEngine) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise InvalidRequestError("options is not an object")
     options = known_fields(given, _OPTIONS, _EMPTY_OPTIONS, "options.")
-    num_ctx = whole_number(options, "num_ctx", 1, "options.")
+    num_ctx = integer(options, "num_ctx", 1, where="options.")
     if num_ctx is not None and num_ctx > engine.n_ctx:
         raise InvalidRequestError(
             f"options.num_ctx is {num_ctx}, and this node serves {engine.name} with {engine.n_ctx}",
             hint=f"send {engine.n_ctx} or less, or serve the model with a longer context",
         )
-    limit = whole_number(options, "num_predict", -2, "options.")
+    limit = integer(options, "num_predict", -2, where="options.")
     if limit == 0:
         raise InvalidRequestError(
             "options.num_predict is 0", hint="it must be at least 1, or -1 for no limit"

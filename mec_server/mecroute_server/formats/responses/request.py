@@ -8,17 +8,9 @@ from typing import Any
 
 from mecroute.engines.llama import openai
 from mecroute.engines.llama.engine import GenerationRequest, LlamaEngine
+from mecroute.engines.llama.openai.fields import integer, known_fields, unsupported
 from mecroute.errors import InvalidRequestError
-from mecroute_server.formats.fields import (
-    joined_text,
-    known_fields,
-    messages_in,
-    renamed,
-    role_of,
-    text,
-    unsupported,
-    whole_number,
-)
+from mecroute_server.formats.fields import joined_text, messages_in, renamed, role_of, text
 
 #: Fields that do not change what the answer says. `store` is one: the answer says that it was not stored.
 _NEUTRAL = frozenset(
@@ -69,7 +61,7 @@ def parse_response(body: Mapping[str, Any], engine: LlamaEngine) -> GenerationRe
     fields = known_fields(body, _KNOWN, _EMPTY)
     chat = {
         "messages": _messages(fields),
-        "max_tokens": whole_number(fields, "max_output_tokens", 1),
+        "max_tokens": integer(fields, "max_output_tokens", 1),
         "tools": [_tool(at, tool) for at, tool in enumerate(messages_in(fields, "tools"))],
         "tool_choice": _tool_choice(fields.get("tool_choice")),
         "response_format": _form(fields.get("text", {})),

@@ -8,7 +8,7 @@ from typing import Any
 
 from mecroute.engines.llama.generation import GenerationRequest, Shown
 from mecroute.engines.llama.grammar import Constraint
-from mecroute.engines.llama.openai.fields import integer, known, unsupported
+from mecroute.engines.llama.openai.fields import flag, integer, known_fields, unsupported
 from mecroute.engines.llama.openai.format import parse_form
 from mecroute.engines.llama.openai.request import (
     COMMON,
@@ -39,7 +39,7 @@ def parse_completion(body: Mapping[str, Any], engine: PromptTokenizer) -> tuple[
     Raises:
         InvalidRequestError: names the field that is missing, wrong or not supported.
     """
-    fields = known(body, _COMPLETION)
+    fields = known_fields(body, _COMPLETION)
     prompts = _prompts(fields.get("prompt"))
     n = integer(fields, "n", 1, MAX_CHOICES) or 1
     best_of = integer(fields, "best_of", n, MAX_CHOICES)
@@ -49,7 +49,7 @@ def parse_completion(body: Mapping[str, Any], engine: PromptTokenizer) -> tuple[
             f"best_of is {best_of}, and which answers are the best is only known at their end",
             hint="leave out stream, or best_of",
         )
-    echo, suffix = _flag(fields, "echo"), fields.get("suffix", "")
+    echo, suffix = flag(fields, "echo"), fields.get("suffix", "")
     if not isinstance(suffix, str):
         raise InvalidRequestError("suffix is not a text")
     top_logprobs = _logprobs(fields)
@@ -119,13 +119,6 @@ def _tokens(prompt: str | list[int], suffix: str, engine: PromptTokenizer) -> tu
 
 def _text(prompt: str | list[int], engine: PromptTokenizer) -> str:
     return prompt if isinstance(prompt, str) else engine.detokenize(prompt)
-
-
-def _flag(fields: Mapping[str, Any], name: str) -> bool:
-    value = fields.get(name, False)
-    if not isinstance(value, bool):
-        raise InvalidRequestError(f"{name} is not true or false")
-    return value
 
 
 def _logprobs(fields: Mapping[str, Any]) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from mecroute.engines.llama.generation import GenerationRequest
 from mecroute.engines.llama.grammar import Constraint
 from mecroute.engines.llama.model import ChatPrompt
-from mecroute.engines.llama.openai.fields import integer, known, number
+from mecroute.engines.llama.openai.fields import integer, known_fields, number
 from mecroute.engines.llama.openai.format import parse_form
 from mecroute.engines.llama.openai.lora import parse_lora
 from mecroute.engines.llama.openai.messages import parse_messages
@@ -89,7 +89,7 @@ def parse_chat(body: Mapping[str, Any], engine: PromptTokenizer) -> GenerationRe
     Raises:
         InvalidRequestError: names the field that is missing, wrong or not supported.
     """
-    fields = known(body, _CHAT)
+    fields = known_fields(body, _CHAT)
     messages = fields.get("messages")
     if not isinstance(messages, list):
         raise InvalidRequestError("messages is missing or not a list", hint="send a list of messages")
