@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mecroute.engines.onnx.texts import Text, TextGroup, TextInputs
+from mecroute.engines.onnx.texts import Text, TextGroup, TextInputs, compute_texts
 from mecroute.errors import InvalidModelFileError
 from mecroute_registry.onnx_folder import CONFIG_FILE, read_config, states_classes
 
@@ -137,10 +137,4 @@ class TextClassifier:
             ContextLengthError: a text has no tokens or too many.
             OverloadedError: the engine's queue is full.
         """
-        groups, tokens = self.groups(texts)
-        rows: list[Any] = [None] * len(texts)
-        for number, group in enumerate(groups):
-            outputs = self.submit(group, admitted=number > 0).result()
-            for place, row in zip(group.places, self.probabilities(outputs, places), strict=True):
-                rows[place] = row
-        return np.stack(rows), tokens
+        return compute_texts(self, texts, lambda _, outputs: self.probabilities(outputs, places))

@@ -11,7 +11,7 @@ import numpy as np
 
 from mecroute.engines.onnx.classifier import TextClassifier, classes_of
 from mecroute.engines.onnx.engine import OnnxEngine
-from mecroute.engines.onnx.texts import Text, TextGroup, TextInputs
+from mecroute.engines.onnx.texts import Text, TextGroup, TextInputs, compute_texts
 from mecroute.errors import InvalidModelFileError, InvalidRequestError
 from mecroute_registry.onnx_folder import TOKENIZER_FILE, model_file, tokenizer_file
 
@@ -120,13 +120,7 @@ class TextEncoder:
             ContextLengthError: a text has no tokens or too many.
             OverloadedError: the engine's queue is full.
         """
-        groups, tokens = self.groups(texts)
-        rows: list[Any] = [None] * len(texts)
-        for number, group in enumerate(groups):
-            outputs = self.submit(group, admitted=number > 0).result()
-            for place, vector in zip(group.places, self.vectors(group, outputs, dimensions), strict=True):
-                rows[place] = vector
-        return np.stack(rows), tokens
+        return compute_texts(self, texts, lambda group, outputs: self.vectors(group, outputs, dimensions))
 
 
 def _embedding_output(engine: OnnxEngine) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -46,6 +47,44 @@ class _Tokens:
 
     ids: list[int]
     type_ids: list[int]
+
+
+class TextModel(Protocol):
+    """An encoder or a classifier."""
+
+    def groups(self, texts: Sequence[Text]) -> tuple[list[TextGroup], int]:
+        """See `TextInputs.groups`."""
+        ...
+
+    def submit(self, group: TextGroup, *, admitted: bool = False) -> Future[dict[str, Any]]:
+        """See `OnnxEngine.submit`."""
+        ...
+
+
+def compute_texts(
+    model: TextModel, texts: Sequence[Text], rows_of: Callable[[TextGroup, Mapping[str, Any]], Any]
+) -> tuple[Any, int]:
+    """Compute texts and wait for them.
+
+    Args:
+        model: computes them.
+        texts: at least one.
+        rows_of: a row for each text of a group, from what its future gave.
+
+    Returns:
+        The rows in the order of the texts, [len(texts), …], and the number of tokens in all texts.
+
+    Raises:
+        ContextLengthError: a text has no tokens or too many.
+        OverloadedError: the engine's queue is full.
+    """
+    groups, tokens = model.groups(texts)
+    rows: list[Any] = [None] * len(texts)
+    for number, group in enumerate(groups):
+        outputs = model.submit(group, admitted=number > 0).result()
+        for place, row in zip(group.places, rows_of(group, outputs), strict=True):
+            rows[place] = row
+    return np.stack(rows), tokens
 
 
 class TextInputs:
