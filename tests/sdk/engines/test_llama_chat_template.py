@@ -106,6 +106,28 @@ _TWICE = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% en
         "{{ '{:9999999999}'.format(1) }}",
         "{{ '{:{w[0]}}'.format(1, w=[10 ** 10]) }}",
         "{{ messages | tojson(indent=10 ** 10) }}",
+        *(
+            "{% set s = 'x ' * 8000000 %}{% set l = [s] * 1000 %}" + step
+            for step in (
+                "{{ l | map('string') | join | length }}",
+                "{{ ''.join(l | map('string')) | length }}",
+                "{{ ([''] * 1000) | join(s) | length }}",
+                "{{ s.join([''] * 1000) | length }}",
+                "{{ ([[0] * 100000] * 10000) | sum(start=[]) | length }}",
+                "{{ s.replace(' ', '\n') | indent(100000) | length }}",
+                "{{ s.translate({32: 'y' * 1000000}) | length }}",
+                "{{ s.replace(' ', '\t').expandtabs(100000) | length }}",
+                "{{ ('{0}' * 1000).format(s) | length }}",
+                "{{ ('{a}' * 1000).format_map({'a': s}) | length }}",
+                "{{ ('%(a)s' * 1000) % {'a': s} }}",
+                "{{ l | unique | list | length }}",
+                "{{ l | map('upper') | sort | length }}",
+                "{{ l | string | length }}",
+                "{{ range(99999) | map('center', 99999) | list | length }}",
+                "{% set n = namespace(l=[]) %}{% for i in range(200) %}"
+                "{% set n.l = n.l + [[0] * 16000000] %}{% endfor %}",
+            )
+        ),
     ],
 )
 def test_a_template_that_would_not_end_or_fill_the_memory_is_stopped(attack: str) -> None:

@@ -120,7 +120,9 @@ class ChatTemplate:
                 eos_token=self._eos,
             )
         # A template is arbitrary code over the caller's messages: wrong types and depths surface as these.
-        except (jinja2.TemplateError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        except (
+            jinja2.TemplateError, TypeError, ValueError, OverflowError, RecursionError, MemoryError,
+        ) as error:  # fmt: skip
             raise InvalidRequestError(
                 f"the model's chat template refuses these messages: {error}",
                 hint="many templates want user and assistant to alternate, after at most one system message",

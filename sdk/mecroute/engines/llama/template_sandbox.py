@@ -2,14 +2,15 @@
 
 Jinja's sandbox keeps a template from Python's insides. It does not keep it from loops within loops over a
 long conversation, from macros that call themselves twice, or from a text that is doubled forty times. Here
-each rendering has a budget of loop passes and calls, and what an operation makes has a largest size.
+each rendering has a budget of loop passes and calls, what an operation makes has a largest size, and so has
+all that is made. What an operation would make is reckoned before, where it can be much more than it is given.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextvars import ContextVar
 from datetime import datetime
 from functools import cache, wraps
@@ -23,10 +24,17 @@ MAX_STEPS = 5_000_000
 _STEPS_OF_A_CALL = 10
 #: Characters of a text, items of a list; a prompt beyond that fits no context.
 MAX_SIZE = 16_000_000
+#: Of everything that is made, in characters; an item of a list is a pointer.
+MAX_MADE = 500_000_000
+_ITEM = 8
 #: Widths and counts that a template gives to a filter, a method or a format, and the bits of a number.
 MAX_NUMBER = 100_000
 MAX_BITS = 4096
 
+#: No chat template needs these, and each can make very much of little.
+_LEFT_OUT_FILTERS, _LEFT_OUT_GLOBALS = ("urlize", "wordwrap"), ("lipsum",)
+#: Filters that look at every text in a list, or add all up.
+_WALKING = frozenset({"join", "sort", "unique", "min", "max", "groupby", "dictsort"})
 #: Filters that pass on what is in a list, and write nothing as text.
 _LEAVE_ITEMS = frozenset(
     {
@@ -44,11 +52,17 @@ class _Steps:
 
     def __init__(self) -> None:
         self.left = MAX_STEPS
+        self._may_make = MAX_MADE
 
     def take(self, count: int = 1) -> None:
         self.left -= count
         if self.left < 0:
             raise _refusal(f"it takes more than {MAX_STEPS:,} steps")
+
+    def make(self, characters: int) -> None:
+        self._may_make -= characters
+        if self._may_make < 0:
+            raise _refusal(f"it makes more than {MAX_MADE:,} characters in all")
 
 
 _rendering: ContextVar[_Steps | None] = ContextVar("mecroute_template_steps", default=None)
@@ -63,7 +77,7 @@ def render(template: Any, **variables: Any) -> str:
 
     Raises:
         jinja2.TemplateError: the template fails, or goes beyond a bound.
-        TypeError, ValueError, OverflowError, RecursionError: it does something that cannot be done.
+        TypeError, ValueError, OverflowError, RecursionError, MemoryError: it does what cannot be done.
     """
     token = _rendering.set(_Steps())
     try:
@@ -87,6 +101,7 @@ def _sized(value: Any) -> Any:
     """The value, if it is not too large."""
     if isinstance(value, Sized):
         _check_size(len(value))
+        _steps().make(len(value) * (1 if isinstance(value, str | bytes) else _ITEM))
     elif isinstance(value, int) and value.bit_length() > MAX_BITS:
         raise _refusal(f"it makes a number of {value.bit_length():,} bits")
     return value
@@ -109,14 +124,27 @@ def _counted(values: Any) -> Any:
 
 def _shallow(value: Any) -> Any:
     """What is about to be written as text: a list that holds another a thousand times, and so on, is not."""
-    if isinstance(value, list | tuple | dict):
-        steps, waiting = _steps(), [value]
-        while waiting:
-            items = waiting.pop()
-            steps.take(len(items))
-            inner = items.values() if isinstance(items, dict) else items
-            waiting += [item for item in inner if isinstance(item, list | tuple | dict)]
+    _check_size(_length(value))
     return value
+
+
+def _length(value: Any) -> int:
+    """How long a value is when it is written, about: of a list, that of all that it holds."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if not isinstance(value, list | tuple | dict):
+        return 0
+    steps, waiting, length = _steps(), [value], 0
+    while waiting:
+        items = waiting.pop()
+        steps.take(len(items))
+        for item in items.values() if isinstance(items, dict) else items:
+            if isinstance(item, str | bytes):
+                length += len(item)
+                _check_size(length)
+            elif isinstance(item, list | tuple | dict):
+                waiting.append(item)
+    return length
 
 
 def _joined(texts: Iterable[str]) -> str:
@@ -126,6 +154,7 @@ def _joined(texts: Iterable[str]) -> str:
         size += len(text)
         _check_size(size)
         pieces.append(text)
+    _steps().make(size)
     return "".join(pieces)
 
 
@@ -143,13 +172,39 @@ def _check_use(name: str, arguments: tuple[Any, ...]) -> None:
         if name and name not in _LEAVE_ITEMS:
             _shallow(value)
     text, *rest = arguments or ("",)
-    if name in ("format", "format_map") and isinstance(text, str) and _WIDE_FORMAT.search(text):
-        raise _refusal("it formats with a width that is too large, or unknown")
-    if name == "replace" and isinstance(text, str) and len(rest) > 1:
-        _check_size(len(text) + text.count(str(rest[0])) * len(str(rest[1])))
-    if name == "join":
-        values = next((value for value in arguments if isinstance(value, list | tuple)), ())
-        _check_size(sum(len(value) if isinstance(value, str) else 1 for value in values))
+    if name == "sum" and any(isinstance(value, list | tuple) for value in rest):
+        raise _refusal("it adds lists up")
+    if name in _WALKING:
+        _check_size(sum(map(_length, arguments)))
+        if name == "join" and isinstance(text, list | tuple):  # the filter: a text may go between its items
+            _check_size(len(text) * max(map(_length, rest), default=0))
+    if isinstance(text, str):
+        _check_size(len(text) + _added(name, text, rest))
+
+
+def _added(name: str, text: str, rest: Sequence[Any]) -> int:
+    """By how much a filter or a method can lengthen a text at most, beyond what it is given.
+
+    Args:
+        name: of the filter or the method.
+        text: that it is applied to.
+        rest: its other arguments.
+    """
+    most = max((max(_length(value), value if isinstance(value, int) else 0) for value in rest), default=0)
+    if name in ("format", "format_map"):
+        if _WIDE_FORMAT.search(text):
+            raise _refusal("it formats with a width that is too large, or unknown")
+        return max(text.count("%"), text.count("{")) * most
+    if name == "replace" and len(rest) > 1:
+        return text.count(str(rest[0])) * len(str(rest[1]))
+    if name == "join":  # a method: the text goes between the others
+        count = next((len(value) for value in rest if isinstance(value, list | tuple)), 0)
+        return count * len(text)
+    if name == "indent":
+        return (text.count("\n") + 1) * most
+    if name == "expandtabs":
+        return text.count("\t") * most
+    return len(text) * most if name == "translate" else 0
 
 
 def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -159,10 +214,18 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:
+        args = _held(name, args)
         _check_use(name, (*args[skipped:], *kwargs.values()))
         return _sized(function(*args, **kwargs))
 
     return bounded
+
+
+def _held(name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of a call; what is looked at as a whole, in lists, so that it can be measured first."""
+    if name not in _WALKING:
+        return arguments
+    return tuple(list(_counted(value)) if isinstance(value, Iterator) else value for value in arguments)
 
 
 def _method_of_text(target: Any) -> tuple[str, tuple[str, ...]]:
@@ -218,6 +281,7 @@ def environment() -> Any:
 
         def call(self, context: Any, target: Any, /, *args: Any, **kwargs: Any) -> Any:
             name, owner = _method_of_text(target)
+            args = _held(name, args)
             _check_use(name, (*owner, *args, *kwargs.values()))
             return _sized(super().call(context, target, *args, **kwargs))
 
@@ -233,8 +297,14 @@ def environment() -> Any:
 
     # Jinja's own is for HTML and escapes quotes and angle brackets.
     made.filters["tojson"] = tojson
-    made.filters = {name: _bounded(name, function) for name, function in made.filters.items()}
+    made.filters = {
+        name: _bounded(name, function)
+        for name, function in made.filters.items()
+        if name not in _LEFT_OUT_FILTERS
+    }
     made.filters |= {"__counted__": _counted, "__sized__": _sized, "__shallow__": _shallow}
+    for name in _LEFT_OUT_GLOBALS:
+        del made.globals[name]
     made.globals["raise_exception"] = raise_exception
     made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return made
