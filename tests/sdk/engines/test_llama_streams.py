@@ -49,7 +49,7 @@ class Streams:
         assert context.decode(rows) == 0
         slot.tokens.extend(tokens)
         logits: np.ndarray = context.logits(rows - 1, self.model.n_vocab).copy()
-        assert context.most_likely() == {rows - 1: int(logits.argmax())}
+        assert context.most_likely([rows - 1]) == {rows - 1: int(logits.argmax())}
         return logits
 
     def lengths(self) -> list[int]:

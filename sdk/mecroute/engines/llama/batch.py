@@ -24,13 +24,17 @@ class Batch:
         sliced: how many long prompts wait of which it has a slice while others generate; 0: it has none.
         scored: parts of prompts whose rows all have logits, each with its first row and the place of that in
             the prompt, and how many they are.
+        logit_rows: those whose logits are asked for, in their order.
         choices: sequences that get a token from this step, each with the row whose logits it is chosen from;
             those that generate are the first. The rows of a draft follow that one.
 
     Not thread-safe.
     """
 
-    __slots__ = ("_complete", "_prefills", "choices", "decoding", "generating", "rows", "scored", "sliced")
+    __slots__ = (
+        "_complete", "_prefills", "choices", "decoding", "generating", "logit_rows", "rows", "scored",
+        "sliced",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class Batch:
         # llama.cpp computes sequences with streams of their own together if their ids come in a row.
         parts.sort(key=_slot_id)
         self.choices: list[tuple[Sequence, int]] = []
+        self.logit_rows: list[int] = []
         self.rows = 0
         for sequence, count in parts:
             if count:
@@ -92,6 +97,7 @@ class Batch:
             context.positions[row] = position
             context.sequences[row] = slot.id
             context.wants_logits[row] = 1
+            self.logit_rows.append(row)
             row += 1
         self.rows = row
 
@@ -104,8 +110,11 @@ class Batch:
         context.wants_logits[row:end] = sequence.scores_prompt
         if sequence.scores_prompt:
             self.scored.append((sequence, row, done, count))
+            self.logit_rows.extend(range(row, end))
         if done + count == len(prompt):
-            context.wants_logits[end - 1] = 1
+            if not sequence.scores_prompt:
+                context.wants_logits[end - 1] = 1
+                self.logit_rows.append(end - 1)
             self._complete.append((sequence, end - 1))
         self.rows = end
 

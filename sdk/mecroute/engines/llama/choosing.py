@@ -54,7 +54,7 @@ class TokenChooser:
         for part in batch.scored:
             self._score(*part)
         greedy = any(sequence.sampler.is_greedy for sequence, _ in batch.choices)
-        self._most_likely = self._context.most_likely() if greedy else {}
+        self._most_likely = self._context.most_likely(batch.logit_rows) if greedy else {}
         for at, (sequence, row) in enumerate(batch.choices):
             speculates = self._speculator is not None and at < batch.generating
             tokens, complete = self._choose_run(sequence, row) if speculates else self._choose(sequence, row)

@@ -111,7 +111,7 @@ class DraftModel:
                 self._forget_all()
                 return [[] for _ in wanted]
             rows, going_on = 0, []
-            likely = context.most_likely() if active else {}
+            likely = context.most_likely([row for _, row in active])
             chosen = [(at, likely[row]) for at, row in active]
             for at, token in chosen:
                 sequence, _, count = wanted[at]

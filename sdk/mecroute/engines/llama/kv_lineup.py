@@ -33,7 +33,8 @@ class KvLineup:
         Args:
             generating: those that get a token from the step.
         """
-        if not self._memory.streams:
+        if not self._memory.streams or len(generating) < 2:
+            self._steps = 0
             return
         ids = sorted(slot.id for slot in generating)
         gaps = [slot for slot in self._memory.slots if not slot.busy and ids and ids[0] < slot.id < ids[-1]]

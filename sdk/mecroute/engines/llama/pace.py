@@ -51,6 +51,7 @@ class PaceMeter:
         self._times = [0.0] * 3
         self._solution: _Three = (0.0, 0.0, 0.0)
         self._steps = 0
+        self._pending: list[tuple[int, int, float, int | None]] = []
         self._seen_answers = self._seen_prompts = False
         self._growth = 1.0
 
@@ -63,6 +64,16 @@ class PaceMeter:
             seconds: it took.
             grown: tokens that those answers have got from it; None: one each.
         """
+        self._pending.append((answers, prompt_tokens, seconds, grown))
+        self._steps += 1
+        if self._steps % _SOLVED_EVERY == 0 or self._steps < _SOLVED_EVERY:
+            # Several in a row take far less than one after each step, which leaves nothing of this in caches.
+            for step in self._pending:
+                self._count(*step)
+            self._pending.clear()
+            self._solution = self._solve()
+
+    def _count(self, answers: int, prompt_tokens: int, seconds: float, grown: int | None) -> None:
         row = (1.0, float(answers), float(prompt_tokens))
         expected = sum(part * of for part, of in zip(self._solution, row, strict=True))
         if self._seen_answers and self._seen_prompts and expected > 0:
@@ -75,9 +86,6 @@ class PaceMeter:
         self._seen_prompts |= prompt_tokens >= MEASURABLE_PREFILL_ROWS
         if answers and grown is not None:
             self._growth += (1 - _KEEP) * (grown / answers - self._growth)
-        self._steps += 1
-        if self._steps % _SOLVED_EVERY == 0 or self._steps < _SOLVED_EVERY:
-            self._solution = self._solve()
 
     @property
     def pace(self) -> Pace | None:

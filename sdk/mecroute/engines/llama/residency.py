@@ -43,6 +43,11 @@ class Residency:
         return [awaiting.generation for awaiting in self._awaiting]
 
     @property
+    def has_waiting(self) -> bool:
+        """Whether a request waits here."""
+        return bool(self._awaiting)
+
+    @property
     def patience_s(self) -> float | None:
         """When to look again though nothing runs; None: not before something happens."""
         return DISK_PATIENCE_S if self._awaiting else None
@@ -96,6 +101,8 @@ class Residency:
 
     def make_room(self, running: Iterable[Sequence], n_batch: int) -> None:
         """Forget what is idle, as far as the next step may need its cells."""
+        if self.memory.streams:
+            return  # every sequence has the cells it may need
         wanted = 0
         for sequence in running:
             wanted += _MAX_DECODE_ROWS if sequence.next_token != PREFILLING else left_of_prompt(sequence)
@@ -103,7 +110,8 @@ class Residency:
 
     def line_up(self, running: Iterable[Sequence]) -> None:
         """See that sequences which generate are computed together; see `KvLineup`."""
-        self._lineup.tidy([one.slot for one in running if one.next_token != PREFILLING])
+        if self.memory.streams:
+            self._lineup.tidy([one.slot for one in running if one.next_token != PREFILLING])
 
     def expire(self, now: float) -> list[Generation]:
         """Take out those whose deadline has passed.

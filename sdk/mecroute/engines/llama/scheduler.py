@@ -337,10 +337,12 @@ class Scheduler:
                     return False
                 for sequence in [s for s in self._running if s.generation.cancelled]:
                     self._release(sequence)
-                self._residency.drop_cancelled()
                 self._errands.do()
-                self._expire()
-                self._admit()
+                # At most steps nobody waits, and each microsecond here is one that all cores wait for.
+                if self._queue or self._residency.has_waiting:
+                    self._residency.drop_cancelled()
+                    self._expire()
+                    self._admit()
                 if self._running:
                     self._residency.make_room(self._running, self._context.n_batch)
                     self._residency.line_up(self._running)
