@@ -3,6 +3,7 @@
 Two MEC nodes serve the model, one thread each; an `AsyncClient` routes between them and learns as it goes.
 The trace's arrival pattern and proportions are kept; tokens are divided by `--shrink`, and time is stretched
 until `--load` times the measured capacity is offered. The first `--warm-up` requests teach; the others count.
+`--lull` cuts longer pauses between two arrivals, in which nodes that had done all their work would only wait.
 
     p50 error     median over the requests of |observed - predicted p50| / observed
     bias          median observed / median predicted p50
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -32,6 +34,9 @@ from mecroute.errors import MecrouteError
 from mecroute.simulate.trace import Arrival, fit_trace, read_trace
 from replay import CONTEXT, messages, shrunk, tokens_per_word
 from servers import mecroute, running
+
+#: Seeds from here on are none of a counted prompt's: Random(-1) is Random(1), and a cache would hold it.
+_OTHER_PROMPTS = 10**6
 
 
 @dataclass
@@ -70,6 +75,17 @@ async def ask(client: AsyncClient, one: Arrival, args: argparse.Namespace, seed:
     )
 
 
+def without_lulls(arrivals: list[Arrival], longest_s: float) -> list[Arrival]:
+    """The same with no pause longer than that."""
+    at_s = before_s = 0.0
+    cut = []
+    for one in arrivals:
+        at_s += min(one.at_s - before_s, longest_s)
+        before_s = one.at_s
+        cut.append(replace(one, at_s=at_s))
+    return cut
+
+
 async def capacity(client: AsyncClient, trace: list[Arrival], args: argparse.Namespace) -> float:
     """Requests per second with as many callers as sequences."""
     ends_at = time.perf_counter() + args.calibrate
@@ -79,7 +95,7 @@ async def capacity(client: AsyncClient, trace: list[Arrival], args: argparse.Nam
         nonlocal done
         while time.perf_counter() < ends_at:
             number, one = next(upcoming)
-            await ask(client, one, args, -1 - number)
+            await ask(client, one, args, _OTHER_PROMPTS + number)
             done += time.perf_counter() < ends_at
 
     await asyncio.gather(*(caller() for _ in range(2 * args.parallel)))
@@ -97,6 +113,7 @@ async def replay(args: argparse.Namespace, urls: list[str], trace: list[Arrival]
     async with AsyncClient(config) as client:
         rate = args.load * await capacity(client, trace, args)
         arrivals = fit_trace(trace, requests=args.warm_up + args.requests, rate_per_s=rate)
+        arrivals = without_lulls(arrivals, args.lull)
         begun = time.perf_counter()
 
         async def later(number: int, one: Arrival) -> Prediction | None:
@@ -132,6 +149,7 @@ def main() -> None:
     parser.add_argument("--shrink", type=float, default=8.0, help="divides the trace's tokens")
     parser.add_argument("--parallel", type=int, default=4)
     parser.add_argument("--calibrate", type=float, default=15, help="seconds")
+    parser.add_argument("--lull", type=float, default=math.inf, help="seconds; the longest pause")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     for path in (args.model, args.trace):

@@ -15,6 +15,19 @@ def whole_usage(usage: Mapping[str, Any], tokens_before: int) -> dict[str, Any]:
     return {**usage, "prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
 
+def computed_tokens(usage: Mapping[str, Any]) -> int | None:
+    """Tokens of the prompt that a target computed, less those it held already; None where it tells none."""
+    details = usage.get("prompt_tokens_details")
+    prompt, held = (
+        usage.get("prompt_tokens"),
+        details.get("cached_tokens") if isinstance(details, Mapping) else 0,
+    )
+    if not isinstance(prompt, int) or not isinstance(held or 0, int):
+        return None
+    computed = prompt - (held or 0)
+    return computed if computed > 0 else None
+
+
 def has_calls(chunk: Mapping[str, Any]) -> bool:
     """Whether a chunk holds a part of a tool call."""
     return any(

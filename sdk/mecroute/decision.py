@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 from mecroute.cascade.plan import CascadePlan
 from mecroute.context import RequestFeatures
 from mecroute.lazy import Lazy
+from mecroute.predict.line import Pace
 from mecroute.requirements import Requirements
 from mecroute.target import Target
 from mecroute_registry.facts import Task
@@ -112,6 +113,7 @@ class Candidate:
         claimed_ttft_ms, claimed_wait_ms: what the target's profile and reported load mean by themselves,
             before any correction; 0 where unknown.
         crowd: 0..3, how many others were expected beside it: none, less than half the slots, more, all.
+        pace: how fast it computes beside others; None where that is none of its callers' business.
         notes: where the numbers come from, and what had to be assumed.
         quality_adjusted_by: what evidence added to the predicted quality, -1..1.
         task: what it is asked for: `chat` where a chat model is asked for classes; None: what the request is
@@ -135,6 +137,7 @@ class Candidate:
     claimed_ttft_ms: float = 0.0
     claimed_wait_ms: float = 0.0
     crowd: int = 0
+    pace: Pace | None = None
     notes: Sequence[str] = ()
     quality_adjusted_by: float = 0.0
     task: Task | None = None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mecroute.agents.monitor import MonitorAgent
-from mecroute.chunks import finish_reason, has_calls, take_text, whole_usage
+from mecroute.chunks import computed_tokens, finish_reason, has_calls, take_text, whole_usage
 from mecroute.classification import classify_in_chat
 from mecroute.continuation import OverlapTrimmer, continue_body
 from mecroute.decision import Candidate, Decision
@@ -166,6 +166,7 @@ class Execution:
         segment = found.segment
         usage = found.body.get("usage") or {}
         segment.output_tokens = int(usage.get("completion_tokens") or 0)
+        segment.computed_tokens = computed_tokens(usage)
         segment.ttft_ms = _reported_ttft_ms(found.body)
         self._answered(segment)
 
@@ -233,6 +234,7 @@ class Execution:
             return None
         finally:
             segment.latency_ms = (time.monotonic() - begun) * 1000
+            segment.alone = sent.alone
             sent.end()
         return Whole(answered, segment)
 
@@ -314,7 +316,7 @@ class Execution:
             )
             if segment.seam == "instructed":
                 trimmer = OverlapTrimmer(self._delivered)
-        sent = self._sent(candidate, hedge=hedge)
+        sent = self._sent(candidate, hedge=hedge, streams=True)
         try:
             async with aclosing(tier.stream(self._call(candidate, body))) as stream:
                 while True:
@@ -333,17 +335,24 @@ class Execution:
                     usage = chunk.get("usage")
                     if usage and usage.get("completion_tokens"):
                         segment.output_tokens = int(usage["completion_tokens"])
+                        segment.computed_tokens = computed_tokens(usage)
                         if segment.seam is not None:
                             chunk["usage"] = whole_usage(usage, before)
                     if segment.seam is None or text or usage or finish_reason(chunk):
                         yield chunk, text  # a second chunk that only names the role would be no news
         finally:
+            segment.alone = sent.alone
             sent.end()
 
-    def _sent(self, candidate: Candidate, *, hedge: bool = False) -> UnderWay:
-        prefill_ms = candidate.parts.prefill_ms if candidate.parts is not None else 0.0
+    def _sent(self, candidate: Candidate, *, hedge: bool = False, streams: bool = False) -> UnderWay:
         return self._dispatch.begin(
-            candidate.target.id, hedge=hedge, prefill_ms=prefill_ms, output_tokens=candidate.output_tokens
+            candidate.target.id,
+            hedge=hedge,
+            prefill_ms=candidate.parts.prefill_ms if candidate.parts is not None else 0.0,
+            output_tokens=candidate.output_tokens,
+            # What writes nothing (embeddings, classes) is computed apart from answers.
+            pace=candidate.pace if candidate.output_tokens else None,
+            streams=streams,
         )
 
     def _deliver(self, chunk: Mapping[str, Any], text: str) -> None:

@@ -32,6 +32,8 @@ class Segment:
         overtaken_by: the target that answered first, when this one was dropped for it; that is no failure.
         escalated_to: the target that was asked because this answer was judged too poor; none of it was
             delivered.
+        computed_tokens: of the prompt, less what the target held already; None where it does not tell.
+        alone: whether this client had nothing else under way at the target until its first text.
     """
 
     target_id: str
@@ -46,6 +48,8 @@ class Segment:
     hedge: bool = False
     overtaken_by: str | None = None
     escalated_to: str | None = None
+    computed_tokens: int | None = None
+    alone: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """The segment as JSON types."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
@@ -40,10 +39,9 @@ def test_everybody_who_waits_is_woken_by_one_change() -> None:
         waiting = [asyncio.create_task(feed.wait(tag, 60)) for _ in range(20)]
         await asyncio.sleep(0.1)
         assert feed.waiters == 20
-        looks, begun = node.looks, time.monotonic()
+        looks = node.looks
         await asyncio.sleep(0.1)
-        ticks = (time.monotonic() - begun) / 0.01
-        assert node.looks - looks <= 2 * ticks, "one look per tick for all of them"
+        assert node.looks - looks <= 20, "one look per tick for all of them"
         node.models = [model(state="unloaded")]
         told = await asyncio.wait_for(asyncio.gather(*waiting), 5)
         assert set(told) == {feed.tag()} != {tag}

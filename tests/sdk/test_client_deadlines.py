@@ -221,16 +221,12 @@ def test_sources_that_found_no_node_are_named(tmp_path: Path) -> None:
 
 
 class SlowHost:
-    """A host that takes its time to say how the device is when it is first asked."""
+    """A host that takes its time to say how the device is."""
 
-    seconds = 2.0
-
-    def __init__(self) -> None:
-        self._left_s = self.seconds
+    seconds = 0.5
 
     def read(self) -> DeviceReading:
-        time.sleep(self._left_s)
-        self._left_s = 0.0
+        time.sleep(self.seconds)
         return DeviceReading(battery=0.5)
 
 

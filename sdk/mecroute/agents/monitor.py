@@ -169,7 +169,7 @@ class MonitorAgent:
         """A target was late, and a hedge answered before it: no failure, but it says how slow it was."""
         candidate = next((c for c in decision.candidates if c.target.id == segment.target_id), None)
         if candidate is not None:
-            self._observations.overtaken(candidate, segment.latency_ms)
+            self._observations.overtaken(candidate, segment)
 
     def record(self, provenance: Provenance, *, user: str | None, answer: Answer | None = None) -> None:
         """Keep a finished request: in memory for feedback, in the store for later. Returns at once.

@@ -87,10 +87,10 @@ class Observations:
             if candidate is not None:
                 self._residuals.learn(candidate, features, segment)
 
-    def overtaken(self, candidate: Candidate, waited_ms: float) -> None:
+    def overtaken(self, candidate: Candidate, segment: Segment) -> None:
         """A target had not begun to answer after so long, when a hedge was faster."""
         with self._lock:
-            self._residuals.overtaken(candidate, waited_ms)
+            self._residuals.overtaken(candidate, segment.latency_ms, alone=segment.alone)
 
     def take_changes(self) -> dict[str, dict[str, Any]]:
         """What changed since the last call, as JSON objects by target."""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from mecroute.decision import LatencyParts
 from mecroute.network.links import BURST_BYTES
+from mecroute.predict.line import Line, Pace, Place
 from mecroute.predict.residuals import Correction
 from mecroute.predict.transfer import (
     NOTHING_SENT,
@@ -63,15 +64,15 @@ class Ahead(NamedTuple):
 
     Args:
         in_flight: requests of this client that are under way there; a report may not count them yet.
-        prefill_ms: what is left of their prompts.
         output_tokens: that the answer of one of them is expected to have.
         now_s: monotonic seconds, by which the age of what the target told is reckoned.
+        line: how they get on, in milliseconds of the same clock; None where nothing is known of that.
     """
 
     in_flight: int = 0
-    prefill_ms: float = 0.0
     output_tokens: float = 0.0
     now_s: float = 0.0
+    line: Line | None = None
 
 
 NOTHING_AHEAD = Ahead()
@@ -86,6 +87,7 @@ class LatencyPrediction:
         output_tokens: predicted tokens to write, as this target is used to.
         claimed_ttft_ms, claimed_wait_ms: what the target's profile and its known load mean by themselves.
         crowd: 0..3, how many others are expected beside it (see `Candidate`).
+        pace: how fast it computes; None for a cloud.
     """
 
     ttft_ms: float
@@ -97,6 +99,7 @@ class LatencyPrediction:
     claimed_ttft_ms: float
     claimed_wait_ms: float
     crowd: int
+    pace: Pace | None
 
 
 def predict_latency(
@@ -136,6 +139,7 @@ def predict_latency(
         claimed_ttft_ms=claimed + load + claimed_wait,
         claimed_wait_ms=claimed_wait,
         crowd=crowd,
+        pace=pace_of(state),
     )
 
 
@@ -173,11 +177,11 @@ def latency_parts(
     if tokens > most_tokens:
         tokens = most_tokens
     token = 1000 / speed
-    crowd, slowed, wait = 0, 1.0, 0.0
+    crowd, wait, writing = 0, 0.0, tokens * token
     if tier != "cloud":  # takes what it is sent; how busy it is shows in the corrections
-        busy = state.running + state.queued
+        busy = told = state.running + state.queued
         if not 0 <= busy < _ABSURD_COUNT:
-            busy = 0
+            busy = told = 0
         if ahead.in_flight > busy:
             busy = ahead.in_flight
         if busy:
@@ -187,31 +191,55 @@ def latency_parts(
             slowdown = state.decode_slowdown
             if slowdown is None or not 0 <= slowdown <= 1:
                 slowdown = BATCH_SLOWDOWN[tier]
-            # Prompts are computed one after the other: those of this client, or those which the target told
-            # of, whichever is more, since either holds part of the other.
-            if 0 < state.prefill_left_tokens < _ABSURD_COUNT:
-                told = state.prefill_left_tokens * 1000 / prefill_speed * correction.ttft
-                told -= (ahead.now_s - state.told_at_s) * 1000
-                wait = told if told > 0 else 0.0
-            if ahead.prefill_ms > wait:
-                wait = ahead.prefill_ms
-            if busy >= slots:
-                # Slots are freed at the rate at which a full batch writes the answers ahead of this one.
-                # Where nobody told of their prompts, they are as long as this one's.
-                ahead_tokens = ahead.output_tokens if ahead.in_flight else tokens
-                full = token * (1 + slowdown * (slots - 1))
-                wait = (busy + 1 - slots) / slots * (ahead_tokens * full + (0.0 if wait else own)) + wait
-                busy = slots
-            crowd = 3 if busy >= slots else 2 if busy * 2 >= slots else 1 if busy else 0
-            slowed += slowdown * min(busy, slots - 1)
+            crowd = 3 if busy >= slots else 2 if busy * 2 >= slots else 1
+            line, prompt = ahead.line, own - network if own > network else 0.0
+            if not (prompt < _ABSURD_MS and tokens < _ABSURD_COUNT):
+                line = None
+            if line is None or told > ahead.in_flight:
+                # Of others no more is known than what the target tells. Prompts are computed one after the
+                # other.
+                if 0 < state.prefill_left_tokens < _ABSURD_COUNT:
+                    wait = state.prefill_left_tokens * 1000 / prefill_speed * correction.ttft
+                    wait = max(0.0, wait - (ahead.now_s - state.told_at_s) * 1000)
+                if busy >= slots:
+                    # Slots are freed at the rate at which a full batch writes the answers ahead of this one.
+                    # Where nobody told of their prompts, they are as long as this one's.
+                    ahead_tokens = ahead.output_tokens if ahead.in_flight else tokens
+                    full = token * (1 + slowdown * (slots - 1))
+                    wait += (busy + 1 - slots) / slots * (ahead_tokens * full + (0.0 if wait else own))
+                writing *= 1 + slowdown * min(busy, slots - 1)
+            if line is not None:
+                # Of those that this client has there it knows more. They hold part of what the target told,
+                # or it of them: whichever is more.
+                pace = Pace(slots, token, slowdown, prefill_speed)
+                first, end = line.foresee(ahead.now_s * 1000, Place(prompt, tokens - 1), pace)
+                wait, writing = max(wait, first - prompt), max(writing, end - first)
     claimed_wait = wait
     wait *= correction.waiting
     if correction.wait_ms is not None:
         wait = correction.wait_ms
-    decode = tokens * token * slowed * correction.decode[crowd]
+    decode = writing * correction.decode[crowd]
     if transfer.answer_bytes > BURST_BYTES or transfer.event_bytes:
         decode += download_ms(state, transfer, tokens, decode)
     return claimed, load, wait, own, decode, claimed_wait, crowd
+
+
+def pace_of(state: TargetState) -> Pace | None:
+    """How fast a target computes several requests, as far as known or assumed; None for a cloud."""
+    tier = state.target.tier
+    if tier == "cloud":
+        return None
+    prefill, decode = state.prefill_tokens_per_s, state.decode_tokens_per_s
+    if prefill is None or not _LEAST_TOKENS_PER_S <= prefill < _ABSURD_TOKENS_PER_S:
+        prefill = ASSUMED_PREFILL_TOKENS_PER_S[tier]
+    if decode is None or not _LEAST_TOKENS_PER_S <= decode < _ABSURD_TOKENS_PER_S:
+        decode = ASSUMED_DECODE_TOKENS_PER_S[tier]
+    slots, slowdown = state.parallel, state.decode_slowdown
+    if not 1 <= slots < _ABSURD_COUNT:
+        slots = 1
+    if slowdown is None or not 0 <= slowdown <= 1:
+        slowdown = BATCH_SLOWDOWN[tier]
+    return Pace(slots, 1000 / decode, slowdown, prefill)
 
 
 def network_ms(state: TargetState, transfer: Transfer) -> float:

@@ -179,8 +179,21 @@ class TargetResiduals:
         self._distrusted = False
         self.correction = NO_CORRECTION
 
-    def learn(self, candidate: Candidate, expected_tokens: float, segment: Segment) -> None:
-        """Take a whole answer. Its prediction held today's factors already, so what is left over is added."""
+    def learn(
+        self,
+        candidate: Candidate,
+        expected_tokens: float,
+        segment: Segment,
+        *,
+        prompt_share: float | None = None,
+    ) -> None:
+        """Take a whole answer. Its prediction held today's factors already, so what is left over is added.
+
+        Args:
+            expected_tokens: that were expected of it.
+            prompt_share: tokens of its prompt that were computed, over those that were claimed to be; None
+                where that is not known.
+        """
         tokens = segment.output_tokens
         per_token = (candidate.latency_ms_p50 - candidate.ttft_ms) / max(1.0, expected_tokens)
         whole = _log_ratio(segment.latency_ms, candidate.ttft_ms + per_token * tokens)
@@ -193,14 +206,18 @@ class TargetResiduals:
                 if tokens > 1
                 else None
             )
-            self._doubt(candidate, segment.ttft_ms)
+            if segment.alone:
+                self._doubt(candidate, segment.ttft_ms)
         length = _log_ratio(tokens, expected_tokens)
         alpha = self._alpha(candidate.assumed)
         limit = math.inf if candidate.assumed else max(2 * self._deviation, 0.2)
         # While the centres are still on their way, how far off an answer was says nothing of the spread.
         settled = self.samples >= _SETTLED_AFTER
         if ttft is not None:
-            self._learn_first(candidate, ttft, limit)
+            if segment.alone:
+                prompt_share = None  # the time tells it, with all that a token and a request take
+            is_own = segment.alone or prompt_share is None
+            self._learn_first(candidate, ttft, limit, is_own=is_own, prompt_share=prompt_share)
             self._deviation += 0.1 * (abs(ttft) - self._deviation)
             if settled:
                 self._ttft.observe(ttft)
@@ -217,7 +234,7 @@ class TargetResiduals:
         self.samples += 1
         self._publish()
 
-    def learn_overtaken(self, candidate: Candidate, waited_ms: float) -> None:
+    def learn_overtaken(self, candidate: Candidate, waited_ms: float, *, alone: bool = True) -> None:
         """Take an answer that had not begun after `waited_ms`, when another target was faster.
 
         Left out, the slow ones would be missing from what is learned, and every percentile too low.
@@ -225,13 +242,26 @@ class TargetResiduals:
         at_least = _log_ratio(waited_ms, candidate.ttft_ms)
         if at_least is None or at_least <= 0:
             return
-        self._learn_first(candidate, at_least, max(2 * self._deviation, 0.2))
+        self._learn_first(candidate, at_least, max(2 * self._deviation, 0.2), is_own=alone)
         self._ttft.observe(max(at_least, self._ttft.value + 1e-6))
         self.samples += 1
         self._publish()
 
-    def _learn_first(self, candidate: Candidate, residual: float, limit: float) -> None:
-        """Take the log of observed over predicted time to first token, bounded by `limit`."""
+    def _learn_first(
+        self,
+        candidate: Candidate,
+        residual: float,
+        limit: float,
+        *,
+        is_own: bool,
+        prompt_share: float | None = None,
+    ) -> None:
+        """Take the log of observed over predicted time to first token, bounded by `limit`.
+
+        Args:
+            is_own: whether that is the request's own time, where it was not predicted to wait.
+            prompt_share: see `learn`; what is known of the request itself where it was not its own time.
+        """
         if self._distrusted:
             return  # what it takes by itself is not known while its waiting is guessed
         parts = candidate.parts
@@ -239,12 +269,18 @@ class TargetResiduals:
         if parts is not None:
             own = parts.network_ms + parts.prefill_ms
             prefill -= candidate.claimed_wait_ms + parts.load_ms + parts.network_ms
+            if prompt_share is not None and prefill > 0:
+                line = self.first_token
+                expected = line.base_ms + line.factor * prefill
+                line.learn(prefill, prefill * prompt_share - expected, of_ms=own, surprise=False)
             if parts.queue_ms > own:
                 # Most of it was waiting, and so is what was not foreseen.
                 left = candidate.ttft_ms * math.exp(residual) - own - parts.load_ms
                 waited = _log_ratio(max(left, parts.queue_ms * 1e-3), parts.queue_ms)
                 self.log_wait = _moved(self.log_wait, _MIN_ALPHA, waited or 0.0, limit)
                 return
+        if not is_own:
+            return
         self.first_token.learn(
             max(0.0, prefill),
             own * _relative(residual, limit),
@@ -384,12 +420,20 @@ class Residuals:
         if segment.output_tokens <= 0 and candidate.task != "classify":
             return
         expected = candidate.output_tokens or features.output_tokens
-        self._of(candidate.target.id).learn(candidate, expected, segment)
+        share = None
+        claimed = features.prompt_tokens - candidate.cached_prompt_tokens
+        if segment.computed_tokens is not None and claimed > 0 and candidate.target.tier != "cloud":
+            share = segment.computed_tokens / claimed
+        self._of(candidate.target.id).learn(candidate, expected, segment, prompt_share=share)
 
-    def overtaken(self, candidate: Candidate, waited_ms: float) -> None:
-        """Take that a target had not begun to answer after so long, when a hedge was faster."""
+    def overtaken(self, candidate: Candidate, waited_ms: float, *, alone: bool = True) -> None:
+        """Take that a target had not begun to answer after so long, when a hedge was faster.
+
+        Args:
+            alone: whether this client had nothing else under way there meanwhile.
+        """
         if not candidate.cold:
-            self._of(candidate.target.id).learn_overtaken(candidate, waited_ms)
+            self._of(candidate.target.id).learn_overtaken(candidate, waited_ms, alone=alone)
 
     def _of(self, target_id: str) -> TargetResiduals:
         seen = self._targets.get(target_id)

@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from mecroute.predict.line import Line, Pace, Place
+
 _SESSIONS_KEPT = 10_000
 _SESSION_IDLE_S = 1800.0
 #: Sent requests that are counted in full; half of each count is then forgotten, so that a node that joins is
@@ -34,24 +36,32 @@ class Session:
 class UnderWay:
     """A request that this client has under way. It is told of its first token and of its end."""
 
-    __slots__ = ("_at", "_there", "begun_s", "output_tokens", "prefill_ms")
+    __slots__ = ("_at", "_place", "_there", "begun_s", "output_tokens")
 
     def __init__(
-        self, there: AtTarget, at: Callable[[], float], prefill_ms: float, output_tokens: float
+        self, there: AtTarget, at: Callable[[], float], place: Place | None, output_tokens: float
     ) -> None:
         self._there = there
         self._at = at
+        self._place = place
         self.begun_s = at()
-        self.prefill_ms = prefill_ms
         self.output_tokens = output_tokens
 
+    @property
+    def alone(self) -> bool:
+        """Whether this client had nothing else there from its beginning to its first token."""
+        return self._place is None or self._place.alone
+
     def first_token(self) -> None:
-        """Its prompt is computed; the next one's turn begins."""
-        self._there.computed(self, self._at())
+        """Its prompt is computed; another's turn begins."""
+        if self._place is not None:
+            self._there.line.first_token(self._at() * 1000, self._place)
 
     def end(self) -> None:
         """It is over, one way or another."""
-        self._there.ended(self, self._at())
+        self._there.ended(self)
+        if self._place is not None:
+            self._there.line.leave(self._at() * 1000, self._place)
 
 
 class AtTarget:
@@ -60,47 +70,25 @@ class AtTarget:
     Attributes:
         count: requests.
         output_tokens: that their answers are expected to have, together.
+        line: those of them of which it is known what they take there; its times are the clock's.
     """
 
-    __slots__ = ("_turn_s", "_waiting", "count", "output_tokens")
+    __slots__ = ("count", "line", "output_tokens")
 
     def __init__(self) -> None:
         self.count = 0
         self.output_tokens = 0.0
-        #: Those without a first token, in order, and since when the first of them can be computed.
-        self._waiting: list[UnderWay] = []
-        self._turn_s = 0.0
-
-    def prefill_left_ms(self, now_s: float) -> float:
-        """How long the prompts before a new one still take: what was predicted of them, less the time since.
-
-        A prompt that takes longer than predicted counts for nothing then, and nor does that of an answer
-        which comes whole, whose first token nobody sees.
-        """
-        if not self._waiting:
-            return 0.0
-        since_ms = (now_s - self._turn_s) * 1000
-        return max(0.0, sum(one.prefill_ms for one in self._waiting) - max(0.0, since_ms))
+        self.line = Line()
 
     def add(self, one: UnderWay) -> None:
         """A request was sent."""
         self.count += 1
         self.output_tokens += one.output_tokens
-        if not self._waiting:
-            self._turn_s = one.begun_s
-        self._waiting.append(one)
 
-    def computed(self, one: UnderWay, now_s: float) -> None:
-        """A request has its first token."""
-        if one in self._waiting:
-            self._waiting.remove(one)
-            self._turn_s = now_s
-
-    def ended(self, one: UnderWay, now_s: float) -> None:
+    def ended(self, one: UnderWay) -> None:
         """A request is over."""
         self.count -= 1
         self.output_tokens -= one.output_tokens
-        self.computed(one, now_s)
 
 
 class Dispatch:
@@ -154,13 +142,22 @@ class Dispatch:
             self._sessions.popitem(last=False)
 
     def begin(
-        self, target_id: str, *, hedge: bool = False, prefill_ms: float = 0.0, output_tokens: float = 0.0
+        self,
+        target_id: str,
+        *,
+        hedge: bool = False,
+        prefill_ms: float = 0.0,
+        output_tokens: float = 0.0,
+        pace: Pace | None = None,
+        streams: bool = False,
     ) -> UnderWay:
         """A request is sent to a target. Each earns the share of a hedge that the budget allows.
 
         Args:
             prefill_ms: how long its prompt is predicted to take once it is its turn.
             output_tokens: that its answer is expected to have.
+            pace: how fast the target computes; None where no line is reckoned with.
+            streams: whether its first token will be told.
         """
         there = self._under_way.get(target_id)
         if there is None:
@@ -174,7 +171,11 @@ class Dispatch:
             self._served_in_all /= 2
         if not hedge:
             self._hedges = min(_HEDGES_IN_STORE, self._hedges + self._hedge_budget)
-        sent = UnderWay(there, self._clock, prefill_ms, output_tokens)
+        place = None
+        if pace is not None:
+            place = Place(prefill_ms, output_tokens - 1, watched=streams)
+            there.line.join(self._clock() * 1000, place, pace)
+        sent = UnderWay(there, self._clock, place, output_tokens)
         there.add(sent)
         return sent
 

@@ -119,7 +119,7 @@ class Scoring:
             cached = self.cached_tokens(state) if state.prefixes else 0
             if of_classes:
                 work = self._work if "classify" in state.tasks else self._chat_work
-            _, load, wait, own, decode, _, _ = latency_parts(
+            _, load, wait, own, decode, *_ = latency_parts(
                 state, work, correction, cached, ahead_of(target.id)
             )
             p50 = load + wait + own + decode
@@ -203,6 +203,7 @@ class Scoring:
             claimed_ttft_ms=latency.claimed_ttft_ms,
             claimed_wait_ms=latency.claimed_wait_ms,
             crowd=latency.crowd,
+            pace=latency.pace,
             notes=Notes(
                 lambda: (
                     *latency_notes(state, latency, correction, row.cached_tokens),
@@ -232,7 +233,7 @@ class Scoring:
         at = self._dispatch.under_way.get(target_id)
         if at is None or not at.count:
             return self._nothing_ahead
-        return Ahead(at.count, at.prefill_left_ms(self._now_s), at.output_tokens / at.count, self._now_s)
+        return Ahead(at.count, at.output_tokens / at.count, self._now_s, at.line if at.line else None)
 
     def cached_tokens(self, state: TargetState) -> int:
         """Prompt tokens that a target holds already: those of the longest beginning it has."""

@@ -18,11 +18,12 @@ from mecroute.config import RouterConfig
 from mecroute.context import Context, DeviceState, NetworkState, RequestFeatures
 from mecroute.decision import Decision
 from mecroute.errors import MecrouteError
+from mecroute.predict.line import Pace, Place
 from mecroute.predict.residuals import Correction
 from mecroute.prefix_keys import prefix_keys
 from mecroute.request import Request, ingest
 from mecroute.requirements import TIERS_WITHIN
-from mecroute.routing.dispatch import Dispatch
+from mecroute.routing.dispatch import Dispatch, UnderWay
 from mecroute.routing.sessions import session_name
 from mecroute.target import Target, TargetState
 
@@ -105,24 +106,31 @@ def test_what_is_under_way_keeps_the_next_from_the_same_node() -> None:
 def test_prompts_under_way_take_their_time_until_their_first_token() -> None:
     now = 100.0
     dispatch = Dispatch(clock=lambda: now)
-    first = dispatch.begin("mec/n1/m:1", prefill_ms=1000)
-    second = dispatch.begin("mec/n1/m:1", prefill_ms=300)
+    pace = Pace(4, 20.0, 0.5, 1000)
+
+    def begin(prefill_ms: float) -> UnderWay:
+        return dispatch.begin("mec/n1/m:1", prefill_ms=prefill_ms, output_tokens=1, pace=pace, streams=True)
+
+    def waits_ms() -> float:
+        return there.line.foresee(now * 1000, Place(500, 0), pace)[0] - 500
+
+    first, second = begin(400), begin(300)
     there = dispatch.under_way["mec/n1/m:1"]
-    assert there.prefill_left_ms(now) == pytest.approx(1300)
-    now = 100.4
-    assert there.prefill_left_ms(now) == pytest.approx(900)
-    now = 100.7
+    assert waits_ms() == pytest.approx(700)
+    assert not first.alone
+    now = 100.3
+    assert waits_ms() == pytest.approx(400)
     first.first_token()  # sooner than predicted
     first.first_token()
-    assert there.prefill_left_ms(now) == pytest.approx(300)
+    assert waits_ms() == pytest.approx(320)  # its answer goes on meanwhile
     now = 105.0
-    assert there.prefill_left_ms(now) == 0  # later than predicted
+    assert waits_ms() == pytest.approx(0, abs=0.1)  # later than predicted: at any moment
     second.end()
     first.end()
-    assert there.count == 0
+    assert there.count == len(there.line) == 0
     now = 106.0
-    dispatch.begin("mec/n1/m:1", prefill_ms=50)
-    assert there.prefill_left_ms(now) == pytest.approx(50)
+    assert begin(50).alone
+    assert waits_ms() == pytest.approx(50)
 
 
 def test_targets_with_nothing_under_way_are_forgotten() -> None:

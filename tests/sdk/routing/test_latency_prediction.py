@@ -13,6 +13,7 @@ from mecroute.context import RequestFeatures
 from mecroute.decision import Candidate, Scores
 from mecroute.outcome import Segment
 from mecroute.predict.latency import Ahead, Workload, latency_notes, predict_latency
+from mecroute.predict.line import Line, Pace, Place
 from mecroute.predict.residuals import NO_CORRECTION, Correction, Residuals
 from mecroute.target import Target, TargetState
 
@@ -21,6 +22,7 @@ NODE = TargetState(
     prefill_tokens_per_s=1000, decode_tokens_per_s=50, round_trip_ms=20, parallel=4,
 )  # fmt: skip
 WORK = Workload(500, 100)
+PACE = Pace(4, 20.0, 0.58, 1000)
 
 
 def candidate(state: TargetState, work: Workload, correction: Correction, *, cached: int = 0) -> Candidate:
@@ -69,17 +71,25 @@ def test_requests_of_ones_own_count_before_a_report_does() -> None:
 
 
 def test_prompts_that_stand_before_it_are_waited_for() -> None:
-    own = predict_latency(NODE, WORK, NO_CORRECTION, ahead=Ahead(1, 700.0))
-    assert own.parts.queue_ms == pytest.approx(700)
-    assert own.ttft_ms == pytest.approx(20 + 700 + 500)
+    line = Line()
+    line.join(0.0, Place(400, 100), PACE)
+    own = predict_latency(NODE, WORK, NO_CORRECTION, ahead=Ahead(1, 100.0, line=line))
+    assert own.parts.queue_ms == pytest.approx(400 + 20)  # its prompt, and a token of its answer
+    assert own.ttft_ms == pytest.approx(20 + 420 + 500)
+    assert own.pace == PACE
+    assert own.parts.decode_ms == pytest.approx(99 * 20 * 1.58, rel=0.01)  # beside the other's answer
     # 600 tokens were left 0.4 s ago, by the node's word; of this client's some may be among them.
     told = replace(NODE, running=2, prefill_left_tokens=600, told_at_s=10.0)
     assert predict_latency(told, WORK, NO_CORRECTION, ahead=Ahead(now_s=10.4)).parts.queue_ms == (
         pytest.approx(200)
     )
-    assert predict_latency(told, WORK, NO_CORRECTION, ahead=Ahead(1, 300.0, now_s=10.4)).parts.queue_ms == (
-        pytest.approx(300)
-    )
+    behind = Ahead(1, 100.0, now_s=0.1, line=line)
+    assert predict_latency(
+        replace(told, told_at_s=0.1), WORK, NO_CORRECTION, ahead=behind
+    ).parts.queue_ms == pytest.approx(600)
+    # It told of no more requests than this client has there, of which that knows better.
+    alone = replace(told, running=1, told_at_s=0.1)
+    assert predict_latency(alone, WORK, NO_CORRECTION, ahead=behind).parts.queue_ms == pytest.approx(320)
     assert predict_latency(told, WORK, NO_CORRECTION, ahead=Ahead(now_s=99.0)).parts.queue_ms == 0
 
 
@@ -99,6 +109,26 @@ def test_what_every_request_takes_on_top_is_told_from_what_a_token_takes() -> No
     for tokens in (50, 200, 1000, 3000):
         p = predict_latency(NODE, Workload(tokens, 20, 20), correction)
         assert p.ttft_ms == pytest.approx(truth(tokens), rel=0.1)
+
+
+def test_beside_others_the_tokens_of_a_prompt_tell_of_it_and_not_its_time() -> None:
+    residuals, dice = Residuals(), random.Random(6)
+    for _ in range(60):
+        tokens = dice.choice([60, 400, 1500])
+        work = Workload(tokens, 20, 20)
+        told = candidate(NODE, work, residuals.correction(NODE.target.id))
+        # A third less than estimated; what came later made it wait for any time.
+        segment = Segment(
+            NODE.target.id, "mec", output_tokens=20, ttft_ms=told.ttft_ms + dice.uniform(0, 9000),
+            latency_ms=20_000, computed_tokens=round(tokens * 2 / 3), alone=False,
+        )  # fmt: skip
+        residuals.learn(told, RequestFeatures(0.5, (), tokens, 20), segment)
+        residuals.overtaken(told, told.ttft_ms * 5, alone=False)
+    correction = residuals.correction(NODE.target.id)
+    assert correction.wait_ms is None  # and that is no lie of the node's about its load
+    for tokens in (60, 1000):
+        p = predict_latency(NODE, Workload(tokens, 20, 20), correction)
+        assert p.ttft_ms == pytest.approx(20 + tokens * 2 / 3, rel=0.1)
 
 
 def test_what_a_node_holds_already_is_not_prefilled() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mecroute.engines.llama.pace import Pace
-from mecroute.engines.llama.prefill import MIN_PREFILL_ROWS, SHORT_PROMPT_TOKENS, SLICE_S
+from mecroute.engines.steps import MIN_PREFILL_ROWS, SHORT_PROMPT_TOKENS, SLICE_S
 from mecroute.errors import DeadlineExceededError, OverloadedError
 
 #: Tokens of an answer before any has been completed: short, so that nobody is refused on a guess.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence as Line
 
 from mecroute.engines.llama.context import DecodeContext
-from mecroute.engines.llama.prefill import SHORT_PROMPT_TOKENS, left_of_prompt, prefill_rows
+from mecroute.engines.llama.prefill import left_of_prompt, prefill_rows
 from mecroute.engines.llama.sequence import PREFILLING, Sequence
+from mecroute.engines.steps import SHORT_PROMPT_TOKENS
 
 
 class Batch:

@@ -19,10 +19,9 @@ from mecroute.engines.llama.scheduler import Scheduler
 from mecroute.engines.llama.sessions import ModelFile, Sessions
 from mecroute.engines.llama.speculation import MAX_DRAFT_ROWS, Speculation, Speculator
 from mecroute.engines.llama.turns import Turns
+from mecroute.engines.steps import STEP_ROWS
 
-#: Rows of a batch. More does not make a prompt faster on a CPU, and holds up whoever joins meanwhile.
-N_BATCH = 512
-#: Rows of it whose logits may be had: a prompt that is to be scored is computed in pieces of so many.
+#: Rows of a step whose logits may be had: a prompt that is to be scored is computed in pieces of so many.
 MIN_OUTPUTS = 32
 
 
@@ -172,7 +171,7 @@ def _context(
         n_ctx=layout.kv_tokens,
         n_seq_max=n_sequences,
         streams=layout.streams,
-        n_batch=max(N_BATCH, options.n_parallel + MAX_DRAFT_ROWS),
+        n_batch=max(STEP_ROWS, options.n_parallel + MAX_DRAFT_ROWS),
         # llama.cpp reserves at least one for each sequence.
         n_outputs=max(n_sequences, MIN_OUTPUTS, options.n_parallel + MAX_DRAFT_ROWS if speculates else 0),
         n_threads=options.n_threads,
