@@ -221,12 +221,16 @@ def test_sources_that_found_no_node_are_named(tmp_path: Path) -> None:
 
 
 class SlowHost:
-    """A host that takes its time to say how the device is."""
+    """A host that takes its time to say how the device is when it is first asked."""
 
-    seconds = 0.5
+    seconds = 2.0
+
+    def __init__(self) -> None:
+        self._left_s = self.seconds
 
     def read(self) -> DeviceReading:
-        time.sleep(self.seconds)
+        time.sleep(self._left_s)
+        self._left_s = 0.0
         return DeviceReading(battery=0.5)
 
 

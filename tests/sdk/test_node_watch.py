@@ -78,7 +78,7 @@ def test_a_poll_is_answered_as_soon_as_something_changes(node: NodeServer) -> No
             assert told.status_code == 200
             assert told.json()["models"][0]["state"] == "unloaded"
             await http.post("/admin/models/tiny/load")
-            for _ in range(100):
+            for _ in range(1200):
                 if (await http.get("/admin/node")).json()["models"][0]["state"] == "ready":
                     return
                 await asyncio.sleep(0.05)

@@ -177,7 +177,9 @@ class _Quiet(uvicorn.Server):
 @contextmanager
 def running(app: FastAPI) -> Iterator[str]:
     """Serve an app with uvicorn in a thread on a free loopback port; yields its base URL."""
-    server = _Quiet(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical"))
+    # What still waits at the end (a delay that a test asked for) is not waited for.
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", timeout_graceful_shutdown=1)
+    server = _Quiet(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

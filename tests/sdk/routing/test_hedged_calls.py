@@ -130,7 +130,7 @@ def test_when_both_fail_both_are_named_once(
 def test_a_stream_whose_hedge_won_and_broke_goes_on_at_the_first(
     client: Client, first: Upstream, second: Upstream
 ) -> None:
-    first.delay_s, second.break_after = 1.0, 4
+    first.delay_s, second.break_after = 2.5, 4
     text, told = ask(client, stream=True, max_tokens=50)
     assert text == SENTENCE
     assert [s.target_id for s in told.segments] == ["mec/n1/fox:1", "mec/n2/fox:1", "mec/n1/fox:1"]
