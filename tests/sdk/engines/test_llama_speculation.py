@@ -120,6 +120,18 @@ def test_an_old_price_is_forgotten() -> None:
     assert measured.per_row_s is None
 
 
+def test_a_price_that_stays_the_same_is_asked_more_and_more_seldom() -> None:
+    measured, lasted = StepCost(), []
+    for _ in range(3):
+        for step in range(40):
+            measured.add(1 + step % 4, 0.010 + (1 + step % 4) * 0.002)
+        lasted.append(0)
+        while measured.per_row_s is not None:
+            measured.add(1, 0.012)
+            lasted[-1] += 1
+    assert lasted[2] - lasted[1] > 1.8 * (lasted[1] - lasted[0]) > 0
+
+
 def test_one_slow_step_changes_little() -> None:
     measured = cost(0.010, 0.002)
     measured.add(1, 60.0)
@@ -372,7 +384,10 @@ def test_a_draft_model_that_is_always_right_and_slow_is_left_alone(
 
     monkeypatch.setattr(DraftModel, "draft", slowly)
     one = engine(talking_model, speculation="draft", draft_model=talking_model)
-    answer(one, prompt_of(one), 300)
+    answer(one, prompt_of(one), 200)
     stats = one.stats()
     assert 0 < stats.drafted_tokens < 40
     assert stats.accepted_tokens == stats.drafted_tokens
+    for _ in range(5):  # nor is it for the first token of each request
+        answer(one, prompt_of(one), 10)
+    assert one.stats().drafted_tokens == stats.drafted_tokens

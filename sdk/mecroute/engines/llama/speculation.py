@@ -29,8 +29,8 @@ MAX_DRAFT_ROWS = 16
 #: as good as this. Only at every second step: a cost is read off steps that differ in their rows.
 PROBE_TOKENS = 3
 PROBE_PROBABILITY = 0.7
-#: A request whose drafts did not pay has one tried again after so many tokens, then after twice as many…
-FIRST_PROBE_TOKENS = 32
+#: Where drafts did not pay, one is tried again after so many tokens of whomever, then after twice as many…
+FIRST_PROBE_TOKENS, LAST_PROBE_TOKENS = 32, 4096
 #: How much better than plain decoding it must promise to be.
 MARGIN = 1.15
 #: The weight of what is expected before anything was drafted, in tokens, and of the past at each token.
@@ -90,18 +90,14 @@ class DraftState:
         lookup: its tokens; unused with a draft model.
         acceptance: of its drafts.
         guess: what prompt lookup would say next, drafted or not: that it was right costs nothing to see.
-        rest: tokens until a draft that did not pay is tried again.
-        pause: how many that were.
     """
 
-    __slots__ = ("acceptance", "guess", "lookup", "pause", "rest")
+    __slots__ = ("acceptance", "guess", "lookup")
 
     def __init__(self, prior: float) -> None:
         self.lookup = PromptLookup()
         self.acceptance = Acceptance(prior)
         self.guess: int | None = None
-        self.rest = 0
-        self.pause = FIRST_PROBE_TOKENS
 
 
 class Speculator:
@@ -125,6 +121,8 @@ class Speculator:
         self._states: dict[Sequence, DraftState] = {}
         self._overall = Acceptance(0.8 if draft_model is not None else 0.5)
         self._probes = False
+        #: Tokens until a draft that would not pay is tried all the same, and how many that were.
+        self._rest = self._pause = FIRST_PROBE_TOKENS
         self.drafted = 0
         self.accepted = 0
 
@@ -169,27 +167,35 @@ class Speculator:
     def _length(self, state: DraftState, generating: int, limit: int) -> int:
         if limit < 1:
             return 0
-        if self._cost.per_row_s is None:
+        known = self._cost.per_row_s is not None
+        if known:
+            length = self._paying(state.acceptance.probability, generating, limit)
+        else:
             promising = self._probes and state.acceptance.probability >= PROBE_PROBABILITY
-            return min(PROBE_TOKENS, limit) if promising else 0
+            length = min(PROBE_TOKENS, limit) if promising else 0
+        if length or self._draft_model is None:
+            if length and known:
+                self._rest = self._pause = FIRST_PROBE_TOKENS
+            return length
+        # Nobody knows what a draft model would have said. Now and then it is asked though that does not pay;
+        # not once for each request, whose prompt it would have to read, nor where it could not pay at all.
+        self._rest = max(0, self._rest - 1)
+        if self._rest or (known and not self._paying(1.0, generating, limit)):
+            return 0
+        self._pause = min(2 * self._pause, LAST_PROBE_TOKENS)
+        self._rest = self._pause
+        return 1 if known else min(PROBE_TOKENS, limit)
+
+    def _paying(self, probability: float, generating: int, limit: int) -> int:
         speed = self._drafting.per_s
-        length = draft_length(
-            state.acceptance.probability,
+        return draft_length(
+            probability,
             generating=generating,
             cost=self._cost,
             draft_token_s=1 / speed if speed else 0.0,
             margin=MARGIN,
             limit=limit,
         )
-        if length or self._draft_model is None:
-            return length
-        # Nobody knows what a draft model would have said. Now and then it is asked although it did not pay.
-        if state.rest == 0:
-            state.rest = state.pause
-            state.pause *= 2
-            return 1
-        state.rest -= 1
-        return 0
 
     @staticmethod
     def _look_up(sequence: Sequence, state: DraftState, length: int) -> list[int]:

@@ -9,7 +9,9 @@ _KEEP = 0.97
 #: Rows must have varied by about this much (standard deviation) before a slope is read off them.
 _MIN_SPREAD = 0.5
 #: Steps that a measured slope is good for: other work on the machine may have spoilt it, or the load changed.
-_VALID_STEPS = 400
+#: Twice as many each time that it is found to be about the same.
+_VALID_STEPS, _MOST_VALID_STEPS = 400, 12_800
+_ABOUT = 0.5
 #: A step that took this many times what was expected says something about the machine's other work.
 _OUTLIER = 3.0
 #: What is less likely than this is not drafted even where rows cost nothing.
@@ -22,11 +24,16 @@ class StepCost:
     Not thread-safe.
     """
 
-    __slots__ = ("_age", "_per_row_s", "_rows", "_rows2", "_rows_s", "_seconds", "_weight")
+    __slots__ = (
+        "_age", "_before_s", "_per_row_s", "_rows", "_rows2", "_rows_s", "_seconds", "_valid_steps",
+        "_weight",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._weight = self._rows = self._seconds = self._rows2 = self._rows_s = 0.0
         self._per_row_s: float | None = None
+        self._before_s: float | None = None
+        self._valid_steps = _VALID_STEPS
         self._age = 0
 
     def add(self, rows: int, seconds: float) -> None:
@@ -45,10 +52,14 @@ class StepCost:
         if variance >= _MIN_SPREAD**2 and self._weight > 4:
             slope = (self._rows_s / self._weight - mean * self._seconds / self._weight) / variance
             # More rows never take less, and never more than as many steps of their own.
-            self._per_row_s = min(max(0.0, slope), self._seconds / self._rows)
+            per_row_s = min(max(0.0, slope), self._seconds / self._rows)
+            if self._per_row_s is None and self._before_s is not None:
+                same = abs(per_row_s - self._before_s) <= _ABOUT * max(per_row_s, self._before_s)
+                self._valid_steps = min(2 * self._valid_steps, _MOST_VALID_STEPS) if same else _VALID_STEPS
+            self._per_row_s = per_row_s
             self._age = 0
-        elif self._age > _VALID_STEPS:
-            self._per_row_s = None
+        elif self._age > self._valid_steps and self._per_row_s is not None:
+            self._before_s, self._per_row_s = self._per_row_s, None
 
     @property
     def per_row_s(self) -> float | None:
