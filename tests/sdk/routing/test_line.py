@@ -9,9 +9,17 @@ from typing import Any
 
 import pytest
 
+from mecroute.agents.router import RouterAgent
+from mecroute.config import RouterConfig
+from mecroute.context import Context, DeviceState, NetworkState, RequestFeatures
 from mecroute.engines.llama.prefill import prefill_rows
 from mecroute.engines.steps import SLICE_S, STEP_ROWS
 from mecroute.predict.line import Line, Pace, Place
+from mecroute.predict.residuals import NO_CORRECTION
+from mecroute.request import ingest
+from mecroute.routing.dispatch import Dispatch
+from mecroute.routing.ranking import MOST_IN_LINES
+from mecroute.target import Target, TargetState
 
 #: A token of a prompt takes 2 ms: a step of prompts a second, and so does a slice.
 PACE = Pace(4, 20.0, 0.5, 500)
@@ -158,3 +166,36 @@ def test_a_step_computes_what_the_engine_would() -> None:
             sequences(tokens), decoding=answers, n_batch=STEP_ROWS + answers, slice_rows=int(500 * SLICE_S)
         )
         assert sum(part_ms for _, part_ms in parts) / 2 == pytest.approx(min(rows, sum(tokens)))
+
+
+@pytest.mark.parametrize("beyond", [False, True])
+def test_lines_that_would_take_too_long_are_not_run_ahead(
+    monkeypatch: pytest.MonkeyPatch, beyond: bool
+) -> None:
+    asked: list[Line] = []
+    foresee = Line.foresee
+
+    def noted(line: Line, now_ms: float, place: Place, pace: Pace) -> tuple[float, float]:
+        asked.append(line)
+        return foresee(line, now_ms, place, pace)
+
+    monkeypatch.setattr(Line, "foresee", noted)
+    near, far = (
+        TargetState(Target("mec", "m:1", node=node), frozenset({"chat"}), frozenset(), 8192, parallel=4)
+        for node in ("near", "far")
+    )
+    dispatch = Dispatch()
+    for at in range(MOST_IN_LINES + beyond):
+        target = (near, far)[at % 2].target.id
+        dispatch.begin(target, prefill_ms=100, output_tokens=20, pace=PACE, streams=True)
+    decision = RouterAgent(RouterConfig()).decide(
+        ingest("chat", model="auto", body={"messages": [{"role": "user", "content": "Hello"}]}),
+        Context(RequestFeatures(0.2, (), 20, 20), DeviceState("test"), NetworkState()),
+        [near, far],
+        battery_floor=0.15,
+        correction=lambda _: NO_CORRECTION,
+        dispatch=dispatch,
+    )
+    assert {c.target.node for c in decision.candidates} == {"near", "far"}
+    assert all(c.parts is not None and c.parts.queue_ms > 0 for c in decision.candidates)
+    assert len({id(line) for line in asked}) == (0 if beyond else 2)
