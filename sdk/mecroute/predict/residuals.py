@@ -4,12 +4,12 @@ Latencies are about log-normal, so everything is learned from logarithms of obse
 The centres of the waiting, of the time per token and of the answer's length follow their residuals by a Huber
 step, which one absurd value cannot throw off; the time per token in each of four crowds by itself, since what
 others' prompts take out of it grows with them. What a request takes by itself up to its first token is
-learned as what any takes and what its prompt adds (`predict.first_token`), from answers that hardly waited,
-with residuals bounded alike. The 95th percentiles are tracked by online conformal prediction: q rises by
-η·0.95 when an answer was slower than q and falls by η·0.05 when it was not, so that over time 5% are slower,
-whatever the distribution and however it drifts (Gibbs and Candès, "Adaptive conformal inference under
-distribution shift", 2021; step sizes after Angelopoulos, Candès and Tibshirani, "Conformal PID control for
-time series prediction", 2023).
+learned as what any takes and what its prompt adds (`predict.first_token`): from answers that had the target
+to themselves, with residuals bounded alike; beside others from the tokens that the target computed. The 95th
+percentiles are tracked by online conformal prediction: q rises by η·0.95 when an answer was slower than q and
+falls by η·0.05 when it was not, so that over time 5% are slower, whatever the distribution and however it
+drifts (Gibbs and Candès, "Adaptive conformal inference under distribution shift", 2021; step sizes after
+Angelopoulos, Candès and Tibshirani, "Conformal PID control for time series prediction", 2023).
 """
 
 from __future__ import annotations
