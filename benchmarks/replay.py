@@ -42,6 +42,8 @@ from servers import Server, llama_server, mecroute, running
 CONTEXT = 2048
 #: Before a server's capacity is counted.
 WARM_UP_S = 3.0
+#: Seeds from here on are none of a counted prompt's: Random(-1) is Random(1), and a cache would hold it.
+CALIBRATION_SEEDS = 1_000_000
 #: Tokens of one of Mooncake's prefix blocks.
 BLOCK = 512
 
@@ -104,7 +106,7 @@ async def closed_loop(
         async def caller() -> None:
             while (begun := time.perf_counter()) < ends_at:
                 number, one = next(upcoming)
-                prompt = messages(one, args, -number)
+                prompt = messages(one, args, CALIBRATION_SEEDS + number)
                 status = await ask(http, server.model, prompt, Sample(), max_tokens=one.output_tokens)
                 if status != 200:
                     sys.exit(f"{server.name} answered {status} while its capacity was measured")
