@@ -378,7 +378,6 @@ def test_a_client_gives_a_similar_question_s_answer_and_says_so(tmp_path: Path, 
         assert create(client, "what's the capital of spain").mecroute.cache is None
         assert len(mec.requests) == 2
     with Client(config) as client:
-        assert client._async._made is None
         assert create(client, QUESTION).mecroute.cache is None, "nothing was kept on disk"
         runtime = client._async._made
         assert runtime is not None
