@@ -12,6 +12,7 @@ ahead to foresee a request.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from mecroute.engines.steps import (
@@ -24,6 +25,9 @@ from mecroute.engines.steps import (
 
 #: Of a millisecond or a token: what is left of one after so many steps is rounding.
 _NOTHING = 1e-6
+#: Steps that are made at a time. More come only of numbers that cannot be: a node that tells of a token an
+#: hour and then of a million a second has prompts in its line that take a million steps.
+_MOST_STEPS = 2000
 
 
 class Pace(NamedTuple):
@@ -140,18 +144,25 @@ class Line:
             Milliseconds from now.
         """
         self._go_on(now_ms)  # as it would at the next event: when it is asked makes no difference
-        ahead = self._ahead(now_ms, pace)
+        steps = iter(range(_MOST_STEPS))
+        ahead = self._ahead(now_ms, pace, steps)
         ahead._places.append(place)
         first_ms = None
-        while True:
+        for _ in steps:
             ahead._run()
             if first_ms is None and not place.prefill_ms:
                 first_ms = ahead._now_ms - now_ms
             if first_ms is not None and not place.tokens:
                 return first_ms, ahead._now_ms - now_ms
+        # As if all prompts that are left came before its first token.
+        so_far_ms = max(0.0, ahead._now_ms - now_ms)
+        if first_ms is None:
+            first_ms = so_far_ms = so_far_ms + sum(one.prefill_ms for one in ahead._places)
+        others = min(pace.slots, len(ahead._places)) - 1
+        return first_ms, so_far_ms + place.tokens * pace.token_ms * (1 + pace.slowdown * others)
 
-    def _ahead(self, now_ms: float, pace: Pace) -> Line:
-        """A copy as it is now, or when whoever comes now has a slot."""
+    def _ahead(self, now_ms: float, pace: Pace, steps: Iterator[int]) -> Line:
+        """A copy as it is now, or when whoever comes now has a slot, if so many steps bring it there."""
         step = self._step
         late_ms = max(0.0, now_ms - step.ends_ms) if step is not None and step.prompts else 0.0
         if self._free is not None and self._free[0] == pace:
@@ -166,6 +177,8 @@ class Line:
                 one.tokens = 1.0  # an answer that is longer than expected has a token left at least
         if len(ahead._places) >= pace.slots:
             while len(ahead._places) >= pace.slots:
+                if next(steps, None) is None:
+                    return ahead
                 ahead._run()
             self._free = pace, ahead._copy()
             ahead._now_ms = max(now_ms, ahead._now_ms + late_ms)
@@ -198,8 +211,11 @@ class Line:
         return line
 
     def _go_on(self, now_ms: float) -> None:
-        """Make the steps that have ended by now; one that completes a prompt ends when its token is seen."""
-        while True:
+        """Make the steps that have ended by now; one that completes a prompt ends when its token is seen.
+
+        A line that would take more of them than there can be is forgotten.
+        """
+        for _ in range(_MOST_STEPS):
             self._plan()
             step = self._step
             if step is None:
@@ -210,6 +226,8 @@ class Line:
             ):
                 return
             self._finish(step)
+        self._places.clear()
+        self._step, self._free, self._now_ms = None, None, now_ms
 
     def _interrupt(self, now_ms: float) -> None:
         """End steps that only go on with answers: whoever comes is in the next one."""

@@ -38,7 +38,7 @@ from mecroute.target import Target, TargetState
 #: Where the availability is no share, as much speaks for a target as against it.
 _UNKNOWN_SHARE = 0.5
 _TOKENS_PER_MESSAGE = 6
-#: Requests under way up to which lines are run ahead: a line of so many takes 3 ms, and four times that with
+#: Requests under way up to which lines are run ahead: a line of so many takes 2 ms, and four times that with
 #: twice as many. Beyond it the counts say enough, as they do of other clients' requests.
 MOST_IN_LINES = 64
 _ASKED_IN_CHAT = "asked in a chat for each text, for one of the labels"

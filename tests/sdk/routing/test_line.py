@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -166,6 +167,23 @@ def test_a_step_computes_what_the_engine_would() -> None:
             sequences(tokens), decoding=answers, n_batch=STEP_ROWS + answers, slice_rows=int(500 * SLICE_S)
         )
         assert sum(part_ms for _, part_ms in parts) / 2 == pytest.approx(min(rows, sum(tokens)))
+
+
+def test_a_pace_that_cannot_be_costs_no_more_steps_than_others() -> None:
+    slow, fast = Pace(2, 20.0, 0.5, 0.01), Pace(2, 20.0, 0.5, 1e6)
+    line = Line()
+    places = [Place(1e12, 1e5), Place(2e12, 1e5), Place(3e12, 1e5)]
+    for place in places:
+        line.join(0, place, slow)
+    first, end = line.foresee(0, Place(100, 20), fast)
+    assert 0 < first <= end < math.inf
+    # As time goes on at the other pace: whatever it takes the line for, it ends.
+    line.join(1, Place(100, 20), fast)
+    for place in places:
+        line.first_token(1e9, place)
+        line.leave(1e9, place)
+    first, end = line.foresee(1e9, Place(100, 20), fast)
+    assert 0 < first <= end < math.inf
 
 
 @pytest.mark.parametrize("beyond", [False, True])

@@ -146,7 +146,7 @@ def total_usage(usages: Sequence[Usage]) -> Usage:
     )
 
 
-@dataclass(slots=True)  # one is made for every token, and frozen ones take three times as long
+@dataclass(slots=True)  # one is made for every token, and a frozen one takes five times as long
 class GenerationEvent:
     """A piece of an answer; not to be changed.
 
