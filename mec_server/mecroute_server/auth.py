@@ -33,7 +33,8 @@ class Authenticator:
 
     Args:
         api_keys: keys of the settings, which may do everything; only their SHA-256 is kept.
-        key_file: more keys, read again when the file changes. Neither: local callers only.
+        key_file: more keys, read again when the file changes; a warning in the log says when nobody has one.
+            Neither: local callers only.
         origins: web pages of these may use a node without keys, from a browser on this machine.
 
     Raises:
@@ -128,6 +129,13 @@ class Authenticator:
 
     def _index(self, keys: Iterable[ApiKey]) -> None:
         self._by_digest = {key.digest: key for key in (*keys, *self._settled)}
+        if self._file is not None and not self._by_digest:
+            _log.warning(
+                "the keys file %s holds no key, so nobody is admitted: "
+                "`mecroute keys create --name app --file %s` makes one",
+                self._file.path,
+                self._file.path,
+            )
 
     def _check_local(self, headers: Mapping[str, str], client_host: str | None) -> None:
         hint = "configure an API key on the server to open it to others"

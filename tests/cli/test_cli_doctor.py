@@ -120,3 +120,21 @@ def test_a_text_model_is_looked_at(mecroute: Callable[..., Any], tmp_path: Path)
     write_text_classifier(tmp_path / "moods", ("calm", "angry"))
     sound = _by_name(mecroute("doctor", "--config", config, "--json"))["moods"]
     assert (sound["status"], sound["detail"]) == ("ok", "classify among 2 classes")
+
+
+def test_a_keys_file_that_lets_nobody_in_is_told(mecroute: Callable[..., Any], tmp_path: Path) -> None:
+    config, keys = tmp_path / "own.toml", tmp_path / "keys.json"
+    config.write_text(f'[server]\nkeys_file = "{keys}"\n')
+
+    def look() -> dict[str, str]:
+        return _by_name(mecroute("doctor", "--config", config, "--json"))["API keys"]
+
+    empty = look()
+    assert empty["status"] == "missing"
+    assert "admit nobody" in empty["detail"]
+    assert str(keys) in empty["fix"]
+    mecroute("keys", "create", "--name", "app", "--file", keys)
+    assert look()["status"] == "ok"
+    keys.chmod(0o644)
+    damaged = look()
+    assert (damaged["status"], damaged["fix"]) == ("broken", f"chmod 600 {keys}")

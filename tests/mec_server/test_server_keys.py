@@ -203,10 +203,33 @@ def test_a_running_node_follows_the_file(scoped: tuple[str, KeyFile, dict[str, s
     assert status(secrets["infer"]) == 200
 
 
-def test_an_empty_file_lets_nobody_in(keys: KeyFile) -> None:
+def test_an_empty_file_lets_nobody_in_and_the_log_says_so(
+    keys: KeyFile, caplog: pytest.LogCaptureFixture
+) -> None:
     authenticator = Authenticator((), keys)
     with pytest.raises(AuthenticationError):
         authenticator.check("/v1/models", {"host": "localhost"}, "127.0.0.1")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "nobody is admitted" in caplog.text
+    assert f"mecroute keys create --name app --file {keys.path}" in caplog.text
+
+
+def test_the_log_says_when_the_last_key_is_revoked(keys: KeyFile, caplog: pytest.LogCaptureFixture) -> None:
+    key, secret = keys.create("app", [KeyScope.INFER])
+    authenticator = Authenticator((), keys)
+    authenticator.check("/v1/models", {"authorization": f"Bearer {secret}"}, "127.0.0.1")
+    assert not caplog.records
+    keys.revoke(key.id)
+    with pytest.raises(AuthenticationError):
+        authenticator.check("/v1/models", {"authorization": f"Bearer {secret}"}, "127.0.0.1")
+    assert "nobody is admitted" in caplog.text
+
+
+def test_an_empty_file_beside_a_key_of_the_settings_is_no_reason_to_warn(
+    keys: KeyFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    Authenticator(("of-the-setting",), keys)
+    assert not caplog.records
 
 
 def test_keys_open_the_node_to_others(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def check_configured(session: Session) -> Iterator[Check]:
     yield Check("config", "settings", "ok", ", ".join(files) or "defaults only")
     yield _registry(session)
     yield from _text_models(session)
+    yield from _keys_file(config)
     jobs: list[Callable[[], Check]] = [lambda: _store(session)]
     jobs += [lambda node=node: _node(node) for node in config.nodes]  # type: ignore[misc]
     jobs += [lambda cloud=cloud: _cloud(cloud) for cloud in config.cloud]  # type: ignore[misc]
@@ -71,6 +72,25 @@ def _text_models(session: Session) -> Iterator[Check]:
             continue
         classes = f" among {len(model.labels)} classes" if model.labels is not None else ""
         yield Check("text models", config.name, "ok", f"{' and '.join(sorted(model.tasks))}{classes}")
+
+
+def _keys_file(config: Config) -> Iterator[Check]:
+    from mecroute.errors import MecrouteError
+    from mecroute_server.keys import KeyFile
+
+    path = config.server.keys_file
+    if path is None:
+        return
+    try:
+        keys = KeyFile(path).read()
+    except MecrouteError as error:
+        yield Check("server", "API keys", "broken", error.message, error.hint or "mend [server] keys_file")
+        return
+    if keys or config.server.api_key is not None:
+        yield Check("server", "API keys", "ok", f"{len(keys)} in {path}")
+        return
+    fix = f"mecroute keys create --name app --scope infer --file {path}"
+    yield Check("server", "API keys", "missing", f"none in {path}: `mecroute serve` would admit nobody", fix)
 
 
 def _store(session: Session) -> Check:
