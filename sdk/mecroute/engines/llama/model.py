@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mecroute.engines.llama import native
+from mecroute.engines.llama import native, own_memory
 from mecroute.engines.llama.chat_template import ChatTemplate
 from mecroute.engines.llama.gpu import GpuOptions
 from mecroute.engines.llama.healing import MAX_BYTES, MAX_TOKENS, Pieces, taken_off
@@ -61,7 +61,9 @@ class LlamaModel:
         self.facts = read_gguf(path)
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
-        kept_alive = gpu.apply(params) if gpu is not None else []
+        kept_alive: list[object] = gpu.apply(params) if gpu is not None else []
+        if n_gpu_layers == 0:
+            kept_alive.append(own_memory.prepare(lib, params, path.stat().st_size))
         with native.captured_log() as tail:
             self.handle = lib.llama_model_load_from_file(str(path).encode(), params)
         del kept_alive
