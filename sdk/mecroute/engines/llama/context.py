@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import struct
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from mecroute.engines.llama import native
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.pooling import NUMBERS, Pooling
+from mecroute.engines.llama.sequence_states import SequenceStates
 from mecroute.engines.llama.threads import ThreadGovernor
 from mecroute.engines.llama.turns import Turns
 from mecroute.errors import InvalidModelFileError
 
 #: LoRA adapters as llama.cpp has them, and how much of each is added.
 Adapters = Sequence[tuple[Any, float]]
-
-#: Of a sequence's state: magic and id, then the number of streams, then how many cells it has in each.
-_STATE_HEAD = 8
-_COUNT = struct.Struct("<I")
 
 
 class DecodeContext:
@@ -83,7 +79,7 @@ class DecodeContext:
         params.n_threads = n_threads
         params.n_threads_batch = n_threads
         params.kv_unified = not streams
-        self._streams = n_seq_max if streams and n_seq_max > 1 else 1
+        self._has_streams = streams and n_seq_max > 1
         params.no_perf = True
         if pooling is not None:
             params.embeddings = True
@@ -103,6 +99,7 @@ class DecodeContext:
             lib.llama_set_adapters_lora(self.handle, handles, len(adapters), scales)
         self._governor = ThreadGovernor(n_threads)
         self._memory = lib.llama_get_memory(self.handle)
+        self._states = SequenceStates(lib, self.handle, n_streams=n_seq_max if self._has_streams else 1)
 
         self.tokens = np.zeros(n_batch, dtype=np.int32)
         self.positions = np.zeros(n_batch, dtype=np.int32)
@@ -214,11 +211,14 @@ class DecodeContext:
         Returns:
             Whether it has them.
         """
-        if self._streams > 1:
-            state = self.read_state(source)
-            return len(state) > 0 and self.write_state(target, state) and self.keep_prefix(target, length)
+        if self._has_streams:
+            return self._states.copy(source, target) and self.keep_prefix(target, length)
         self._lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
         return True
+
+    def exchange(self, one: int, other: int) -> tuple[bool, bool]:
+        """See `SequenceStates.exchange`."""
+        return self._states.exchange(one, other)
 
     def decode_one(self, sequence: int) -> bool:
         """Put some token into an empty sequence, at position 0; False where that fails."""
@@ -228,19 +228,7 @@ class DecodeContext:
 
     def read_state(self, sequence: int) -> memoryview:
         """What llama.cpp writes of a sequence's cells, equal with streams and without; empty if it cannot."""
-        size = int(self._lib.llama_state_seq_get_size(self.handle, sequence))
-        buffer = bytearray(size)
-        written = int(self._lib.llama_state_seq_get_data(self.handle, _address(buffer), size, sequence))
-        # What no cells follow is the state of an encoder, which has none.
-        if written != size or size < _STATE_HEAD + _COUNT.size * self._streams:
-            return memoryview(b"")
-        if self._streams == 1:
-            return memoryview(buffer)
-        # Before its cells stands a zero for each stream before its own, and after them one for each other.
-        start, end = _COUNT.size * sequence, size - _COUNT.size * (self._streams - 1 - sequence)
-        buffer[start : start + _STATE_HEAD] = buffer[:_STATE_HEAD]
-        _COUNT.pack_into(buffer, start + _STATE_HEAD, 1)
-        return memoryview(buffer)[start:end]
+        return self._states.read(sequence)
 
     def write_state(self, sequence: int, state: memoryview) -> bool:
         """Fill an empty sequence with what `read_state` gave; False if llama.cpp refuses it.
@@ -249,19 +237,11 @@ class DecodeContext:
             sequence: its id.
             state: checked, see `StateLayout.flaw_in`: on some mistakes llama.cpp ends the process.
         """
-        import numpy as np
+        return self._states.write(sequence, state)
 
-        if self._streams > 1:
-            whole = bytearray(len(state) + _COUNT.size * (self._streams - 1))
-            whole[: len(state)] = state
-            _COUNT.pack_into(whole, _STATE_HEAD, self._streams)
-            state = memoryview(whole)
-        address = np.frombuffer(state, dtype=np.uint8).ctypes.data
-        pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
-        taken = int(self._lib.llama_state_seq_set_data(self.handle, pointer, len(state), sequence))
-        if taken != len(state):
-            self.keep_prefix(sequence, 0)
-        return taken == len(state)
+    def free_buffers(self) -> None:
+        """See `SequenceStates.free_buffers`."""
+        self._states.free_buffers()
 
     def clear(self) -> None:
         """Forget every sequence."""
@@ -273,7 +253,3 @@ class DecodeContext:
         if self.handle:
             self._lib.llama_free(self.handle)
             self.handle = None
-
-
-def _address(buffer: bytearray) -> Any:
-    return ctypes.cast((ctypes.c_uint8 * len(buffer)).from_buffer(buffer), ctypes.POINTER(ctypes.c_uint8))

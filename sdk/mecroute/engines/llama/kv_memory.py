@@ -62,12 +62,8 @@ class SequenceMemory(Protocol):
         """See `DecodeContext.share_prefix`."""
         ...
 
-    def read_state(self, sequence: int) -> memoryview:
-        """See `DecodeContext.read_state`."""
-        ...
-
-    def write_state(self, sequence: int, state: memoryview) -> bool:
-        """See `DecodeContext.write_state`."""
+    def exchange(self, one: int, other: int) -> tuple[bool, bool]:
+        """See `DecodeContext.exchange`."""
         ...
 
     def clear(self) -> None:
@@ -303,16 +299,10 @@ class KvMemory:
 
         Neither loses what it holds, unless llama.cpp does not take the idle one's back.
         """
-        context = self._context
-        held = context.read_state(idle.id) if idle.tokens else None
-        if held is not None:
-            context.keep_prefix(idle.id, 0)
-        moved = not slot.tokens or context.write_state(idle.id, context.read_state(slot.id))
+        moved, kept = self._context.exchange(slot.id, idle.id)
         if moved:
-            if slot.tokens:
-                context.keep_prefix(slot.id, 0)
             slot.id, idle.id = idle.id, slot.id
-        if held is not None and not context.write_state(idle.id, held):
+        if not kept:
             self._tree.discard(idle)
             idle.clear()
         self._settle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from mecroute.engines.llama.scheduler import Scheduler
 from mecroute.engines.llama.sessions import ModelFile, Sessions
 from mecroute.engines.llama.speculation import MAX_DRAFT_ROWS, Speculation, Speculator
 from mecroute.engines.llama.turns import Turns
+from mecroute.engines.llama.unlocked import UnlockedContext
 from mecroute.engines.steps import STEP_ROWS
 
 #: Rows of a step whose logits may be had: a prompt that is to be scored is computed in pieces of so many.
@@ -109,15 +111,16 @@ def open_lane(
         if speculator is not None:
             speculator.close()
         raise
-    memory, ram = _memory(model, context, layout), PrefixRam(ram_bytes)
+    lock = threading.Condition()
+    unlocked = UnlockedContext(context, lock)
+    memory, ram = _memory(model, unlocked, layout), PrefixRam(ram_bytes)
     sharing_any = model.prefix_sharing == "any"
-    transfer = KvTransfer(context, memory, ram, n_ctx=options.n_ctx, sharing_any=sharing_any)
+    transfer = KvTransfer(unlocked, memory, ram, n_ctx=options.n_ctx, sharing_any=sharing_any)
     disk = None
     if disk_options is not None:
         disk = PrefixDisk(disk_options, n_vocab=model.n_vocab)
-    scheduler = _scheduler(
-        model, context, options, Residency(memory, KvSpill(memory, transfer, ram, disk)), speculator
-    )
+    residency = Residency(memory, KvSpill(memory, transfer, ram, disk))
+    scheduler = _scheduler(model, context, lock, options, residency, speculator)
     sessions = Sessions(ModelFile(path), transfer, scheduler.on_engine, model.n_vocab)
     if disk is not None:
         disk.start(prepare=sessions.fit_and_layout, on_fetched=scheduler.look_again)
@@ -132,9 +135,12 @@ def open_adapter_lane(model: LlamaModel, options: LaneOptions, applied: Adapters
     """
     layout = _kv_layout(model, options, speculates=False)
     context = _context(model, options, layout, applied=applied)
-    memory, ram = _memory(model, context, layout), PrefixRam(0)
-    transfer = KvTransfer(context, memory, ram, n_ctx=options.n_ctx, sharing_any=False)
-    return _scheduler(model, context, options, Residency(memory, KvSpill(memory, transfer, ram, None)), None)
+    lock = threading.Condition()
+    unlocked = UnlockedContext(context, lock)
+    memory, ram = _memory(model, unlocked, layout), PrefixRam(0)
+    transfer = KvTransfer(unlocked, memory, ram, n_ctx=options.n_ctx, sharing_any=False)
+    residency = Residency(memory, KvSpill(memory, transfer, ram, None))
+    return _scheduler(model, context, lock, options, residency, None)
 
 
 class _KvLayout(NamedTuple):
@@ -180,7 +186,7 @@ def _context(
     )
 
 
-def _memory(model: LlamaModel, context: DecodeContext, layout: _KvLayout) -> KvMemory:
+def _memory(model: LlamaModel, context: UnlockedContext, layout: _KvLayout) -> KvMemory:
     return KvMemory(
         context,
         n_slots=layout.n_sequences,
@@ -193,6 +199,7 @@ def _memory(model: LlamaModel, context: DecodeContext, layout: _KvLayout) -> KvM
 def _scheduler(
     model: LlamaModel,
     context: DecodeContext,
+    lock: threading.Condition,
     options: LaneOptions,
     residency: Residency,
     speculator: Speculator | None,
@@ -201,6 +208,7 @@ def _scheduler(
         model,
         context,
         residency,
+        lock,
         name=options.name,
         n_ctx=options.n_ctx,
         n_parallel=options.n_parallel,

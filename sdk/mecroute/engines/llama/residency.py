@@ -79,18 +79,21 @@ class Residency:
         """Whether all that is to be had of its prompt is in memory; if not, it waits here."""
         return self._may_start(generation, prefill_tokens_per_s, try_disk=True)
 
-    def resume(self, *, prefill_tokens_per_s: float | None) -> Iterator[Generation]:
-        """Take out those that have waited long enough; each is to be started before the next is asked for.
+    def ended(self) -> Iterator[Awaiting]:
+        """Take out those that have waited long enough; each is to be resumed before the next is asked for."""
+        for awaiting in [one for one in self._awaiting if one.is_over]:
+            self._awaiting.remove(awaiting)
+            yield awaiting
+
+    def may_resume(self, awaiting: Awaiting, *, prefill_tokens_per_s: float | None) -> bool:
+        """Whether one that has waited may start; if not, it waits here for something else.
 
         Where what was waited for did not come, the first one then computes it and the others wait for that.
         """
-        for awaiting in [one for one in self._awaiting if one.is_over]:
-            self._awaiting.remove(awaiting)
-            if awaiting.fetch is not None:
-                self.spill.take_in(awaiting.fetch)
-            try_disk = awaiting.fetch is None
-            if self._may_start(awaiting.generation, prefill_tokens_per_s, try_disk=try_disk):
-                yield awaiting.generation
+        if awaiting.fetch is not None:
+            self.spill.take_in(awaiting.fetch)
+        try_disk = awaiting.fetch is None
+        return self._may_start(awaiting.generation, prefill_tokens_per_s, try_disk=try_disk)
 
     def place(self, generation: Generation) -> Slot:
         """Give it a sequence, which holds what is in memory of its prompt."""

@@ -54,6 +54,7 @@ class Scheduler:
         n_ctx: tokens a request may have, prompt and answer together.
         n_parallel: requests that run at a time.
         residency: what the context's KV cells hold; used by this alone from now on.
+        lock: held whenever `residency` is used, which lets go of it while it copies what cells hold.
         max_queue: requests that may wait.
         speculator: drafts tokens; closed with this. None: every token takes a step of its own.
 
@@ -65,6 +66,7 @@ class Scheduler:
         model: LlamaModel,
         context: DecodeContext,
         residency: Residency,
+        lock: threading.Condition,
         *,
         name: str,
         n_ctx: int,
@@ -86,7 +88,11 @@ class Scheduler:
         self._answer_length = AnswerLength()
         #: First answers of requests for several, until the others have been queued.
         self._leaders: set[Generation] = set()
-        self._changed = threading.Condition()
+        self._changed = lock
+        #: Whether something has come since the engine's thread last looked for it.
+        self._has_news = False
+        #: The request that is on its way from the queue to those that run or wait in a slot.
+        self._starting: Generation | None = None
         self._closing = False
         self._gaps = GapHistogram()
         self._chooser = TokenChooser(model, context, self._gaps, speculator=speculator)
@@ -140,7 +146,7 @@ class Scheduler:
             if leader.followers:
                 self._leaders.add(leader)
             request.submitter.accepted(generation)
-            self._changed.notify()
+            self._tell()
         return generation
 
     def _check_room(self, leader: Generation, answers: int) -> None:
@@ -178,7 +184,7 @@ class Scheduler:
                 left_s=deadline_at - now,
                 running=[
                     *(Promise(self._work_left(one), _left_s(one.generation, now)) for one in self._running),
-                    *(self._promise(other, now) for other in self._residency.waiting),
+                    *(self._promise(other, now) for other in self._about_to_run()),
                 ],
                 ahead=[self._promise(other, now) for other in line[:place]],
                 slots=self._n_parallel,
@@ -194,8 +200,13 @@ class Scheduler:
         prefill = self._residency.left_to_compute(generation)
         return Work(prefill, self._answer_length.expected(generation.max_tokens))
 
+    def _about_to_run(self) -> list[Generation]:
+        """Requests that have left the queue and do not run yet."""
+        starting = () if self._starting is None else (self._starting,)
+        return [*self._residency.waiting, *starting]
+
     def _in_slots(self) -> int:
-        return len(self._running) + len(self._residency.waiting)
+        return len(self._running) + len(self._about_to_run())
 
     def _work_left(self, sequence: Sequence) -> Work:
         prefill = len(sequence.prompt) - len(sequence.slot.tokens)
@@ -207,7 +218,7 @@ class Scheduler:
 
     def _prefill_left(self) -> int:
         # What the cache holds of a waiting prompt would take a walk through it: as much as of the others.
-        waiting = [*self._residency.waiting, *self._queue]
+        waiting = [*self._about_to_run(), *self._queue]
         computed = 1 - self._prefix_hit_tokens / self._prompt_tokens_total if self._prompt_tokens_total else 1
         left = sum(
             max(0, len(one.prompt) - len(one.slot.tokens))
@@ -216,11 +227,15 @@ class Scheduler:
         )
         return left + round(computed * sum(len(one.request.prompt) for one in waiting))
 
+    def _tell(self) -> None:
+        self._has_news = True
+        self._changed.notify()
+
     def _cancel(self, generation: Generation) -> None:
         # A running one is seen at the next step; a waiting one gives up its place at once.
         with self._changed:
             self._queue.remove(generation)
-            self._changed.notify()
+            self._tell()
 
     def stats(self) -> EngineStats:
         """What is going on now."""
@@ -262,13 +277,13 @@ class Scheduler:
             if self._closing:
                 raise self._closed_error()
             future = self._errands.leave(work)
-            self._changed.notify()
+            self._tell()
         return future
 
     def look_again(self) -> None:
         """Something that a waiting request waits for may have happened."""
         with self._changed:
-            self._changed.notify()
+            self._tell()
 
     def residents(self) -> list[Resident]:
         """The conversations in memory, the one used last first."""
@@ -284,7 +299,7 @@ class Scheduler:
         """End the thread and fail what is running or waiting; a second call does nothing."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
+            self._tell()
         self._thread.join()
         self._context.close()
         if self._speculator is not None:
@@ -322,7 +337,8 @@ class Scheduler:
                 for sequence in self._running:
                     sequence.close()
                 self._running.clear()
-                left += self._residency.abandon()
+                left += self._about_to_run()
+                self._residency.abandon()
                 while self._queue.peek() is not None:
                     left.append(self._queue.pop())
             for generation in left:
@@ -333,6 +349,7 @@ class Scheduler:
         """Admit what fits, waiting until there is something to run; False when closing."""
         with self._changed:
             while True:
+                self._has_news = False
                 if self._closing:
                     return False
                 for sequence in [s for s in self._running if s.generation.cancelled]:
@@ -347,7 +364,10 @@ class Scheduler:
                     self._residency.make_room(self._running, self._context.n_batch)
                     self._residency.line_up(self._running)
                     return True
-                self._changed.wait(self._residency.patience_s)
+                self._context.free_buffers()
+                # What came while the lock was free for a copy has told nobody.
+                if not self._has_news:
+                    self._changed.wait(self._residency.patience_s)
 
     def _expire(self) -> None:
         now = time.perf_counter()
@@ -360,14 +380,18 @@ class Scheduler:
 
     def _admit(self) -> None:
         speed = self._prefill_rate.per_s
-        for resumed in self._residency.resume(prefill_tokens_per_s=speed):
-            self._start(resumed)
+        for awaiting in self._residency.ended():
+            self._starting = awaiting.generation
+            if self._residency.may_resume(awaiting, prefill_tokens_per_s=speed):
+                self._start(awaiting.generation)
+            self._starting = None
         while (generation := self._queue.peek()) is not None and self._in_slots() < self._n_parallel:
             if not self._residency.fits(generation, self._running):
                 return
-            self._queue.pop()
+            self._starting = self._queue.pop()
             if self._residency.may_start(generation, prefill_tokens_per_s=speed):
                 self._start(generation)
+            self._starting = None
 
     def _start(self, generation: Generation) -> None:
         request = generation.request
