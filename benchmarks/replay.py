@@ -121,13 +121,14 @@ async def closed_loop(
 async def replay(server: Server, trace: list[Arrival], args: argparse.Namespace, deadline: Any) -> Outcomes:
     """Send each request at its time; `deadline` gives its seconds."""
     outcomes = Outcomes()
+    # Made beforehand: requests that arrive together are not to wait for each other's texts.
+    prompts = [messages(one, args, number) for number, one in enumerate(trace)]
     async with client(server.url) as http:
 
-        async def one_request(number: int, one: Arrival) -> None:
+        async def one_request(one: Arrival, prompt: list[dict[str, str]]) -> None:
             await asyncio.sleep(max(0.0, begun + one.at_s - time.perf_counter()))
             left = deadline(one)
             headers = {"x-mecroute-deadline-ms": f"{left * 1000:.0f}"}
-            prompt = messages(one, args, number)
             sent = time.perf_counter()
             try:
                 async with asyncio.timeout(left):
@@ -150,7 +151,7 @@ async def replay(server: Server, trace: list[Arrival], args: argparse.Namespace,
                 outcomes.counts[f"status {status}"] += 1
 
         begun = time.perf_counter() + 0.1
-        await asyncio.gather(*(one_request(number, one) for number, one in enumerate(trace)))
+        await asyncio.gather(*map(one_request, trace, prompts))
         outcomes.wall = max(time.perf_counter() - begun, trace[-1].at_s)
     return outcomes
 
