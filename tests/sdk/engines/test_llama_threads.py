@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import os
+import sys
+import threading
+from pathlib import Path
+
 import pytest
 
+from mecroute.engines.llama import GenerationRequest, LlamaEngine
 from mecroute.engines.llama.threads import ThreadGovernor, cores_left
 
 
@@ -52,3 +58,19 @@ def test_the_load_of_this_machine_can_be_read(monkeypatch: pytest.MonkeyPatch) -
     governor.worked()
     assert governor.threads() in (1, 2)
     assert ThreadGovernor(1).threads() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a single thread has no niceness")
+def test_what_computes_gives_way_and_nothing_else(random_model: Path) -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    tasks = Path("/proc/self/task")
+    threads = set(tasks.iterdir())
+    with LlamaEngine(random_model, n_ctx=512, n_threads=2) as engine:
+        list(engine.submit(GenerationRequest(engine.tokenize("hello"), max_tokens=4)))
+        (own,) = (one for one in threading.enumerate() if one.name.startswith("mecroute-engine"))
+        new = set(tasks.iterdir()) - threads
+        nice = {int(one.name): os.getpriority(os.PRIO_PROCESS, int(one.name)) for one in new}
+        assert len(nice) >= 2, "the engine's thread, and the one that computes with it"
+        assert own.native_id in nice
+        assert set(nice.values()) == {max(before, 5)}
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before

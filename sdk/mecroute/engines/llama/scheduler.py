@@ -27,6 +27,7 @@ from mecroute.engines.llama.sampling import Sampler
 from mecroute.engines.llama.sequence import PREFILLING, Sequence
 from mecroute.engines.llama.speculation import Speculator
 from mecroute.engines.llama.stats import EngineStats
+from mecroute.engines.llama.threads import give_way
 from mecroute.errors import (
     ContextLengthError,
     DeadlineExceededError,
@@ -321,6 +322,7 @@ class Scheduler:
     # changes under the lock.
 
     def _run(self) -> None:
+        give_way()  # before the first step, which starts the threads that compute with this one
         try:
             with self._changed:
                 self._residency.spill.prepare()

@@ -1,8 +1,11 @@
-"""How many threads to compute with, while other processes use the same cores."""
+"""How many threads to compute with, and who goes first, while others use the same cores."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+import threading
 import time
 
 #: How often the machine's load is looked at; reading it costs 0.1 ms.
@@ -11,6 +14,23 @@ INTERVAL_S = 1.0
 PAUSE_S = 0.1
 #: And for the first time so long after it.
 FIRST_INTERVAL_S = 0.2
+#: Between 0, as everything else, and 19. Where 8 requests of 1,200 tokens came together beside 8 answers, on
+#: 2 cores, the last of them was refused after 37 to 62 ms with it and 42 to 147 without. With an answer or 8
+#: and nothing else to do throughput was the same within noise, and gaps between tokens were 4 to 9% shorter.
+_NICENESS = 5
+
+
+def give_way() -> None:
+    """Let others have the cores first, from the calling thread and those that it will start.
+
+    Whoever takes in requests and sends tokens needs a core now and then for less than a millisecond, and
+    threads that compute always want all of them. Only Linux knows this of single threads.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):
+            own = os.getpriority(os.PRIO_PROCESS, thread)
+            os.setpriority(os.PRIO_PROCESS, thread, max(own, _NICENESS))
 
 
 class ThreadGovernor:
