@@ -34,6 +34,7 @@ from mecroute_server.keys import ApiKey
 from mecroute_server.limits import RateLimiter
 from mecroute_server.metrics import Metrics
 from mecroute_server.requester import admit
+from mecroute_server.sse import SEND_BODY
 from mecroute_server.tracing import RequestSpan, Tracing
 
 _log = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class Edge:
             request_id = f"req-{uuid4().hex}"
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
+        state[SEND_BODY] = send
         dialect = dialect_of(scope["path"], headers)
         status = 0
         streams_events = recorded = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -130,20 +130,12 @@ async def generate(request: Request, node: Node, endpoint: Endpoint, body: Mappi
         give_back = held.pop_all().close  # now it is the stream that gives engine and sequence back
 
     def on_end(complete: bool) -> None:
+        _count(request, node, lease, generation)
         give_back()
         if not complete:
             node.metrics.record_cancelled(lease.ref)
 
-    async def counted() -> AsyncGenerator[dict[str, Any]]:
-        chunk: dict[str, Any] | None = await first
-        is_counted = False
-        while chunk is not None:
-            if not is_counted:
-                is_counted = _count(request, node, lease, generation)
-            yield chunk
-            chunk = await anext(chunks, None)
-
-    return EventStream(counted(), on_end=on_end, framing=endpoint.framing)
+    return EventStream(chunks, on_end=on_end, first=first, framing=endpoint.framing)
 
 
 async def lend(request: Request, node: Node, body: Mapping[str, Any]) -> Lease:
@@ -182,16 +174,15 @@ def record_embedding(request: Request, node: Node, ref: str, prompt_tokens: int)
         span.embedded(prompt_tokens)
 
 
-def _count(request: Request, node: Node, lease: Lease, generation: Answers) -> bool:
-    """Count a generation once it is complete; whether it is."""
+def _count(request: Request, node: Node, lease: Lease, generation: Answers) -> None:
+    """Count a generation, if it is complete."""
     if generation.usage is None:
-        return False
+        return
     for one in generation.generations:
         assert one.usage is not None
         node.metrics.record_generation(lease.ref, one.usage)
     if (span := _span_of(request)) is not None:
         span.generated(generation)
-    return True
 
 
 def _span_of(request: Request) -> RequestSpan | None:

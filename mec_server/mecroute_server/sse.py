@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from mecroute.errors import MecrouteError
 from mecroute_server.framing import OPENAI_EVENTS, Framing
@@ -20,6 +20,10 @@ _log = logging.getLogger(__name__)
 #: a proxy takes the connection for dead.
 _HEARTBEAT_S = 10.0
 
+#: Under this name in a request's state: an ASGI `send` for what follows the head of an answer. It passes by
+#: the layers between edge and route, which look at the head only.
+SEND_BODY = "send_body"
+
 
 class EventStream(StreamingResponse):
     """A streamed answer.
@@ -29,8 +33,9 @@ class EventStream(StreamingResponse):
 
     Args:
         chunks: the pieces.
-        on_end: called exactly once when the stream is over; True if every chunk was delivered, False if
-            the caller left or an error ended it.
+        on_end: called exactly once, when the last piece has been sent and what marks the end has not: True;
+            or once the caller has left or an error has ended it: False.
+        first: the piece before those, where it has been asked for already.
         framing: how they travel.
     """
 
@@ -39,13 +44,18 @@ class EventStream(StreamingResponse):
         chunks: AsyncIterator[dict[str, Any]],
         *,
         on_end: Callable[[bool], None],
+        first: Awaitable[dict[str, Any]] | None = None,
         framing: Framing = OPENAI_EVENTS,
     ) -> None:
+        self._chunks = chunks
+        self._first = first
         self._on_end = on_end
         self._framing = framing
         self._complete = False
+        self._sent_at = 0.0
+        self._send_body: Send | None = None
         super().__init__(
-            self._events(chunks),
+            (),  # `stream_response` sends the pieces
             media_type=framing.media_type,
             # Proxies (nginx first) must pass each event on when it comes.
             headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
@@ -53,53 +63,60 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream; Starlette cancels it when the caller leaves."""
+        self._send_body = scope.get("state", {}).get(SEND_BODY)
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._on_end(self._complete)
+            if not self._complete:
+                self._on_end(False)
 
     async def stream_response(self, send: Send) -> None:
         """Send the pieces, and a heartbeat when there has been none for a while."""
-        loop = asyncio.get_running_loop()
-        sent_at = loop.time()
-
-        async def beat() -> None:
-            while True:
-                await asyncio.sleep(max(0.05, sent_at + _HEARTBEAT_S - loop.time()))
-                if loop.time() - sent_at >= _HEARTBEAT_S:
-                    await emit(self._framing.heartbeat)
-
-        async def emit(event: bytes) -> None:
-            nonlocal sent_at
-            sent_at = loop.time()
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        heart = asyncio.create_task(beat())
+        send = self._send_body or send
+        self._sent_at = asyncio.get_running_loop().time()
+        heart = asyncio.create_task(self._beat(send))
         try:
-            async for event in self.body_iterator:
-                assert isinstance(event, bytes)
-                await emit(event)
+            await self._send_pieces(send)
         finally:
             heart.cancel()
             with suppress(asyncio.CancelledError):
                 await heart
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _events(self, chunks: AsyncIterator[dict[str, Any]]) -> AsyncGenerator[bytes]:
-        framing = self._framing
+    async def _beat(self, send: Send) -> None:
+        now = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(max(0.05, self._sent_at + _HEARTBEAT_S - now()))
+            if now() - self._sent_at >= _HEARTBEAT_S:
+                self._sent_at = now()
+                await send(_message(self._framing.heartbeat))
+
+    async def _send_pieces(self, send: Send) -> None:
+        # No generator around another here: a step passes all weights through the caches, so that the code of
+        # a token always runs cold. What takes 7 us in a loop takes some 70 after a step.
+        framing, now = self._framing, asyncio.get_running_loop().time
         sent = 0
         try:
-            async for chunk in chunks:
+            if self._first is not None:
+                sent = 1
+                await send(_message(framing.encode(await self._first)))
+            async for chunk in self._chunks:
                 sent += 1
-                yield framing.encode(chunk)
+                self._sent_at = now()
+                await send(_message(framing.encode(chunk)))
             self._complete = True
+            self._on_end(True)
             if framing.end:
-                yield framing.end
+                await send(_message(framing.end))
         except MecrouteError as error:
             _log.warning("a stream broke off: %s", error)
-            yield framing.encode(framing.failure(error, sent))
+            await send(_message(framing.encode(framing.failure(error, sent))))
         except Exception:  # noqa: BLE001 - the edge: the status line is long gone, and the caller must learn of it
             _log.exception("a stream broke off")
             failure = MecrouteError("internal error", hint="the server's log says more")
-            yield framing.encode(framing.failure(failure, sent))
+            await send(_message(framing.encode(framing.failure(failure, sent))))
+
+
+def _message(body: bytes) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": True}
