@@ -15,13 +15,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mecroute.engines.steps import (
-    MIN_PREFILL_ROWS,
-    SHORT_PROMPT_TOKENS,
-    SLICE_S,
-    STEP_ROWS,
-    STEPS_PER_SLICE,
-)
+from mecroute.engines.steps import SHORT_PROMPT_TOKENS, STEP_ROWS, STEPS_PER_SLICE, prompt_rows
 
 #: Of a millisecond or a token: what is left of one after so many steps is rounding.
 _NOTHING = 1e-6
@@ -269,7 +263,7 @@ class Line:
         token_ms = pace.token_ms * (1 + pace.slowdown * (answers - 1)) if answers else 0.0
         parts: list[tuple[Place, float]] = []
         if prompts:
-            parts = self._parts(prompts, answers, 1000 / pace.prefill_tokens_per_s)
+            parts = self._parts(prompts, answers, pace.prefill_tokens_per_s)
             if nobody_comes and not answers and len(parts) == 1:
                 parts = [(parts[0][0], parts[0][0].prefill_ms)]
         tokens = 1.0
@@ -280,22 +274,17 @@ class Line:
         took_ms = tokens * token_ms + sum(part_ms for _, part_ms in parts)
         self._step = _Step(self._now_ms, self._now_ms + took_ms, parts, tokens if answers else 0.0)
 
-    def _parts(self, prompts: list[Place], answers: int, one_ms: float) -> list[tuple[Place, float]]:
-        """What a step computes of each prompt, as `prefill_rows` has it; a token takes `one_ms`."""
+    def _parts(self, prompts: list[Place], answers: int, speed: float) -> list[tuple[Place, float]]:
+        """What a step computes of each prompt, in milliseconds of its own time."""
         prompts.sort(key=_prefill_ms)
-        short_ms, most_ms = SHORT_PROMPT_TOKENS * one_ms, STEP_ROWS * one_ms
-        room_ms = 0.0
-        if not answers and prompts[0].prefill_ms > short_ms:
-            room_ms = most_ms
-        else:
-            for one in prompts:
-                if one.prefill_ms > short_ms or (room_ms and room_ms + one.prefill_ms > most_ms):
-                    break
-                room_ms += one.prefill_ms
-            is_owed = self._owed_ms > 0 or self._owed_steps > 0
-            if answers and prompts[-1].prefill_ms > short_ms and not is_owed:
-                room_ms += max(SLICE_S * 1000, MIN_PREFILL_ROWS * one_ms)
-        left_ms = min(room_ms, most_ms)
+        one_ms = 1000 / speed
+        left_ms = one_ms * prompt_rows(
+            [one.prefill_ms / one_ms for one in prompts],
+            room=STEP_ROWS,
+            speed=speed,
+            generating=answers > 0,
+            owed=self._owed_ms > 0 or self._owed_steps > 0,
+        )
         parts = []
         for one in prompts:
             if left_ms < _NOTHING:

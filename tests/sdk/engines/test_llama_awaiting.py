@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mecroute.engines import steps
 from mecroute.engines.llama import GREEDY, Generation, GenerationRequest, LlamaEngine
 from mecroute.engines.llama.context import DecodeContext
-from mecroute.engines.llama.prefill import MIN_PREFILL_ROWS
 from mecroute.engines.llama.prefix_disk import PrefixDisk, PrefixDiskOptions
 from mecroute.engines.llama.submitter import Submitter
 from mecroute.errors import DeadlineExceededError, TierError
@@ -42,6 +42,8 @@ class Gate:
             return status or decode(context, n_rows)
 
         monkeypatch.setattr(DecodeContext, "decode", gated)
+        # How long a step takes is the test's affair: it makes none shorter.
+        monkeypatch.setattr(steps, "MIN_STEP_ROWS", steps.STEP_ROWS)
 
     def hold(self) -> None:
         """From now on, steps wait."""
@@ -133,7 +135,7 @@ def test_a_short_overlap_is_not_waited_for(engine: MakeEngine, gate: Gate) -> No
     assert cached(second) == 0
     # The short one first, then the other, or a part of it, beside its next token.
     assert gate.rows[1] == 66
-    assert MIN_PREFILL_ROWS + 1 <= gate.rows[2] <= 200 + 1
+    assert steps.MIN_PREFILL_ROWS + 1 <= gate.rows[2] <= 200 + 1
 
 
 def test_the_next_one_computes_on_when_the_first_is_cancelled(

@@ -5,6 +5,7 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
@@ -238,6 +239,31 @@ def test_a_long_prompt_does_not_stop_the_tokens_of_others(
     assert sum(len(step) - 1 for step in shared) == 3000
     assert len(shared) >= 3000 // 512
     assert all(step.count(talker_slot) == 1 for step in shared)
+
+
+@pytest.mark.parametrize("n_parallel", [1, 2])
+def test_on_a_slow_machine_steps_are_short_where_others_may_come(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, n_parallel: int
+) -> None:
+    rows: list[int] = []
+    decode = DecodeContext.decode
+
+    def slow(self: DecodeContext, n_rows: int) -> int:
+        rows.append(n_rows)
+        time.sleep(n_rows / 1000)
+        return decode(self, n_rows)
+
+    monkeypatch.setattr(DecodeContext, "decode", slow)
+    # Not a second, for which the model's context would have to be longer.
+    monkeypatch.setattr("mecroute.engines.steps.STEP_S", 0.1)
+    one = engine(n_parallel=n_parallel, n_ctx=2048)
+    rows.clear()  # loading makes a step
+    read(one.submit(ask((5,) * 1200, 1)))
+    if n_parallel == 1:
+        assert rows == [512, 512, 176]
+    else:
+        assert sum(rows) == 1200
+        assert max(rows) < 120
 
 
 def test_a_cancelled_request_frees_its_slot(engine: MakeEngine) -> None:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from mecroute.agents.router import RouterAgent
 from mecroute.config import RouterConfig
 from mecroute.context import Context, DeviceState, NetworkState, RequestFeatures
-from mecroute.engines.llama.prefill import prefill_rows
-from mecroute.engines.steps import SLICE_S, STEP_ROWS
+from mecroute.engines.steps import STEP_ROWS, STEP_S, prompt_rows
 from mecroute.predict.line import Line, Pace, Place
 from mecroute.predict.residuals import NO_CORRECTION
 from mecroute.request import ingest
@@ -24,7 +20,7 @@ from mecroute.target import Target, TargetState
 
 #: A token of a prompt takes 2 ms: a step of prompts a second, and so does a slice.
 PACE = Pace(4, 20.0, 0.5, 500)
-STEP_MS = STEP_ROWS * 2.0
+STEP_MS = STEP_S * 1000
 
 
 def line_of(*places: Place, at_ms: float = 0.0) -> Line:
@@ -151,22 +147,27 @@ def test_when_it_is_asked_changes_nothing() -> None:
         )
 
 
-def test_a_step_computes_what_the_engine_would() -> None:
+@pytest.mark.parametrize("speed", [500.0, 150.0, 20.0, 4000.0])
+def test_a_step_computes_what_the_engine_would(speed: float) -> None:
     dice = random.Random(9)
-
-    def sequences(tokens: Sequence[int]) -> list[Any]:
-        return [SimpleNamespace(prompt=range(n), slot=SimpleNamespace(tokens=())) for n in sorted(tokens)]
-
-    for _ in range(2000):
-        tokens = [
+    one_ms = 1000 / speed
+    for _ in range(500):
+        tokens = sorted(
             dice.choice([1, 40, 128, 129, 500, 3000]) + dice.randrange(30) for _ in range(dice.randint(1, 6))
-        ]
-        answers = dice.randint(0, 3)
-        parts = Line()._parts([Place(n * 2.0, 5) for n in tokens], answers, 2.0)
-        rows = prefill_rows(
-            sequences(tokens), decoding=answers, n_batch=STEP_ROWS + answers, slice_rows=int(500 * SLICE_S)
         )
-        assert sum(part_ms for _, part_ms in parts) / 2 == pytest.approx(min(rows, sum(tokens)))
+        answers = dice.randint(0, 3)
+        parts = Line()._parts([Place(n * one_ms, 5) for n in tokens], answers, speed)
+        rows = prompt_rows(tokens, room=STEP_ROWS, speed=speed, generating=answers > 0, owed=False)
+        assert sum(part_ms for _, part_ms in parts) / one_ms == pytest.approx(min(rows, sum(tokens)))
+
+
+def test_a_slow_engine_makes_shorter_steps() -> None:
+    slow = PACE._replace(prefill_tokens_per_s=100)
+    line = Line()
+    line.join(0, Place(40_000, 0), slow)
+    # 512 tokens would take five seconds.
+    first, _ = line.foresee(0, Place(1000, 0), slow)
+    assert first == pytest.approx(STEP_S * 1000 + 1000)
 
 
 def test_a_pace_that_cannot_be_costs_no_more_steps_than_others() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence as Line
 
 from mecroute.engines.llama.context import DecodeContext
-from mecroute.engines.llama.prefill import left_of_prompt, prefill_rows
+from mecroute.engines.llama.prefill import left_of_prompt
 from mecroute.engines.llama.sequence import PREFILLING, Sequence
-from mecroute.engines.steps import SHORT_PROMPT_TOKENS
+from mecroute.engines.steps import SHORT_PROMPT_TOKENS, prompt_rows
 
 
 class Batch:
@@ -16,7 +16,8 @@ class Batch:
     Args:
         context: it has room for a row of every running sequence, and for their drafts.
         running: at least one.
-        slice_rows: how many rows a long prompt may have while others generate.
+        speed: measured prompt tokens per second, or None.
+        owed: whether those that generate have time to themselves, so that a long prompt has no slice.
 
     Attributes:
         rows: how many there are.
@@ -42,7 +43,8 @@ class Batch:
         context: DecodeContext,
         running: Line[Sequence],
         *,
-        slice_rows: int,
+        speed: float | None,
+        owed: bool,
     ) -> None:
         self._prefills: list[tuple[Sequence, int]] = []
         self.scored: list[tuple[Sequence, int, int, int]] = []
@@ -53,13 +55,14 @@ class Batch:
             waiting = [sequence for sequence in running if sequence.next_token == PREFILLING]
             # The shortest first: they are not held up by a long one, which has its own share of the step.
             waiting.sort(key=left_of_prompt)
-            rows = prefill_rows(
-                waiting,
-                decoding=self.decoding,
-                n_batch=context.n_batch,
-                slice_rows=slice_rows,
+            rows = prompt_rows(
+                [left_of_prompt(sequence) for sequence in waiting],
+                room=context.n_batch - self.decoding,
+                speed=speed,
+                generating=self.generating > 0,
+                owed=owed,
             )
-            self._share_out(waiting, rows, context.n_outputs - self.decoding)
+            self._share_out(waiting, int(rows), context.n_outputs - self.decoding)
         self.sliced = 0
         if self.decoding and any(_is_long(sequence) for sequence, _ in self._prefills):
             self.sliced = sum(_is_long(sequence) for sequence in running if sequence.next_token == PREFILLING)

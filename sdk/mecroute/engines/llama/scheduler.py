@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from mecroute.engines.llama.grammar import Grammar
 from mecroute.engines.llama.kv_memory import Resident
 from mecroute.engines.llama.model import LlamaModel
 from mecroute.engines.llama.pace import MEASURABLE_PREFILL_ROWS, PaceMeter
-from mecroute.engines.llama.prefill import PrefillPace
+from mecroute.engines.llama.prefill import PrefillSlices
 from mecroute.engines.llama.rates import Rate
 from mecroute.engines.llama.request_queue import FairQueue
 from mecroute.engines.llama.residency import Residency
@@ -99,7 +100,7 @@ class Scheduler:
         self._chooser = TokenChooser(model, context, self._gaps, speculator=speculator)
         self._speculator = speculator
         self._step_count = 0
-        self._slices = PrefillPace()
+        self._slices = PrefillSlices()
         self._prefill_rate = Rate()
         self._pace = PaceMeter()
         # Requests end far less often than steps: a longer memory, of time with something running.
@@ -429,8 +430,9 @@ class Scheduler:
         self._step_count += 1
         if self._speculator is not None:
             self._speculator.draft(self._running)
-        slice_rows = self._slices.slice_rows(self._prefill_rate.per_s)
-        batch = Batch(self._context, self._running, slice_rows=slice_rows)
+        # Alone there is nobody whom a long step would hold up.
+        speed = self._prefill_rate.per_s if self._n_parallel > 1 else math.inf
+        batch = Batch(self._context, self._running, speed=speed, owed=self._slices.owed)
         started_at = time.perf_counter()
         status = self._context.decode(batch.rows)
         if status != 0:
