@@ -6,7 +6,8 @@ import asyncio
 import json
 import socket
 import ssl
-from contextlib import ExitStack
+import time
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,10 @@ from mecroute_cli.node_api import NodeApi
 from mecroute_server.run import NodeServer
 from mecroute_server.settings import ServerSettings
 from mecroute_server.tls import Tls
+from support.dns_server import dns_server
 from support.process import run_cli
 from support.server import SAYS, running_node, running_server
+from support.upstream import upstream
 
 
 @dataclass(frozen=True)
@@ -251,6 +254,62 @@ def test_files_of_a_client_that_do_not_work_are_named(authority: Authority, tmp_
     ):
         with pytest.raises(ConfigError, match=said):
             NodeConfig(name="mec", **fields)
+
+
+def test_a_file_that_disappears_costs_its_own_node_alone(
+    authority: Authority, tiny: Path, tmp_path: Path
+) -> None:
+    """A node that is found once the file is gone is out of reach until it is back, and others are asked."""
+    tls = authority.tls()
+    ca = authority.folder / "ca.pem"
+    ask: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
+    report = {"node": "other", "models": [{"ref": "fox:1", "state": "ready", "context_length": 4096}]}
+    settings = ServerSettings(port=0, registry_root=tmp_path, tls=tls, model_files=(tiny,), threads=1)
+    with running_server(settings) as url, upstream(report=report) as other, dns_server() as dns:
+        name, port = "_mecroute._tcp.edge.example.", urlsplit(url).port
+        dns.records[name, "SRV"] = (600, [f"1 1 {port} localhost."])
+        source = {
+            "kind": "dns-srv", "name": "dns", "domain": "edge.example", "server": dns.address, "tls_ca": ca,
+        }  # fmt: skip
+        config = Config.model_validate(
+            {
+                **only(NodeConfig(name="plain", url=other.url)).model_dump(exclude_unset=True),
+                "discovery": [source],
+            }
+        )
+        with Client(config) as client:
+            kept = ca.rename(tmp_path / "kept.pem")
+            for _ in range(2):
+                reply = client.chat.completions.create(model="auto", **ask)
+                assert reply.mecroute.node == "plain"
+                assert "ca.pem: No such file" in reply.mecroute.decision.explain()
+            with pytest.raises(NoEligibleTargetError, match=r"ca\.pem: No such file"):
+                client.chat.completions.create(model="tiny", **ask)
+            kept.rename(ca)
+            ends_at = time.monotonic() + 60
+            while True:
+                with suppress(NoEligibleTargetError):
+                    reply = client.chat.completions.create(model="tiny", **ask)
+                    break
+                assert time.monotonic() < ends_at
+                time.sleep(0.2)
+            assert reply.choices[0].message.content == SAYS
+
+
+def test_a_call_to_a_target_whose_file_is_gone_goes_on_to_the_next(authority: Authority) -> None:
+    async def call() -> None:
+        tier = HttpTier({"mec": Endpoint("mec", "mec", "https://127.0.0.1:9/v1", tls=ClientTls(ca=tmp))})
+        body = {"messages": [{"role": "user", "content": "hi"}]}
+        try:
+            await tier.complete(Call("chat", Target("mec", "tiny", "mec"), body, request_id="r"))
+        finally:
+            await tier.aclose()
+
+    tmp = authority.folder / "missing.pem"
+    with pytest.raises(TierUnreachableError, match=r"missing\.pem: No such file") as caught:
+        asyncio.run(call())
+    assert caught.value.retryable
+    assert "tls_ca" in (caught.value.hint or "")
 
 
 def only(node: NodeConfig) -> Config:

@@ -138,7 +138,7 @@ def test_a_node_that_dies_and_comes_back_is_noticed() -> None:
             return answer
 
         async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as http:
-            watch = NodeWatch(NodeConfig(name="n", url="http://n"), http, links=Links())
+            watch = NodeWatch(NodeConfig(name="n", url="http://n"), lambda: http, links=Links())
             seen = []
             for _ in range(4):
                 await watch.probe()
@@ -160,7 +160,7 @@ def test_a_report_s_region_counts_only_where_it_is_trusted() -> None:
 
         async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as http:
             for trusts, expected in ((True, "eu-1"), (False, None)):
-                watch = NodeWatch(NodeConfig(name="n", url="http://n"), http, trusts_region=trusts)
+                watch = NodeWatch(NodeConfig(name="n", url="http://n"), lambda: http, trusts_region=trusts)
                 assert watch.touch()
                 await watch.wait()
                 assert watch.region == expected

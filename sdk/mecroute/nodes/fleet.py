@@ -30,7 +30,7 @@ class Fleet:
 
     Args:
         config: its nodes, its sources of nodes, and whether idle nodes may be probed.
-        http: gives the client for asking a node.
+        http: gives the client for asking a node; see `NodeWatch`.
         links: where round trips are kept.
         on_join, on_leave: told of every node that begins or ceases to be known.
     """
@@ -133,7 +133,7 @@ class Fleet:
 
     def _join(self, node: NodeConfig, source: str, *, trusts_region: bool) -> None:
         self._watches[node.name] = NodeWatch(
-            node, self._http(node), links=self._links, source=source, trusts_region=trusts_region
+            node, partial(self._http, node), links=self._links, source=source, trusts_region=trusts_region
         )
         self._on_join(node)
 

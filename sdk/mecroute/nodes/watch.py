@@ -11,6 +11,7 @@ import httpx
 from pydantic import ValidationError
 
 from mecroute.config.schema import NodeConfig
+from mecroute.errors import ConfigError
 from mecroute.network.links import Links, LinkState
 from mecroute.network.tls import tls_problem
 from mecroute.network.traffic import network_ms
@@ -42,7 +43,8 @@ class NodeWatch:
 
     Args:
         node: its configuration.
-        http: for asking it; None where it is never asked, and only `told` of reports.
+        http: gives the client for asking it, or raises `ConfigError` while a file for it cannot be used: the
+            node is out of reach so long. None where it is never asked, and only `told` of reports.
         links: the round trip to it, learned here and from the answers it gives.
         source: where the node is known from; `config` for one of `[[nodes]]`.
         trusts_region: whether the region that the node tells of itself counts.
@@ -57,7 +59,7 @@ class NodeWatch:
     def __init__(
         self,
         node: NodeConfig,
-        http: httpx.AsyncClient | None,
+        http: Callable[[], httpx.AsyncClient] | None,
         *,
         links: Links | None = None,
         source: str = "config",
@@ -204,7 +206,7 @@ class NodeWatch:
         self.fetches += 1
         assert self._http is not None, "a watch that only listens is not followed"
         try:
-            response = await self._http.get(
+            response = await self._http().get(
                 url, headers=headers, timeout=_LONG_TIMEOUT if waits else _SHORT_TIMEOUT
             )
             took_s = self._clock() - begun
@@ -215,6 +217,9 @@ class NodeWatch:
                 self._failed(f"{self.node.url} answered {response.status_code} when asked for its state")
                 return True
             report = NodeReport.model_validate_json(response.content)
+        except ConfigError as error:
+            self._failed(f"{self.node.url} cannot be reached: {error.message}")
+            return True
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             self._links.lost(self.node.name)
             tls = isinstance(error, httpx.HTTPError) and tls_problem(error, self.node.url, self.node.tls())

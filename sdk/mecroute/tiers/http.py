@@ -15,6 +15,7 @@ import httpx
 
 from mecroute.errors import (
     AuthenticationError,
+    ConfigError,
     ContextLengthError,
     DeadlineExceededError,
     InvalidRequestError,
@@ -237,6 +238,14 @@ class HttpTier:
                 # the call is made once more on a new one.
                 begun = time.monotonic()
                 response = await self._exchange(endpoint, request)
+        except ConfigError as error:
+            # A file for it that could be used when the client began, and is gone: no affair of the others.
+            raise TierUnreachableError(
+                f"{endpoint.name} at {endpoint.base_url}: {error.message}",
+                hint=error.hint,
+                retryable=True,
+                tier=endpoint.tier,
+            ) from error
         except httpx.HTTPError as error:
             self._lost(target)
             if (problem := tls_problem(error, endpoint.base_url, endpoint.tls)) is not None:
