@@ -153,6 +153,31 @@ def test_a_node_that_dies_and_comes_back_is_noticed() -> None:
     asyncio.run(run())
 
 
+def test_a_node_that_tells_of_no_change_tells_no_load() -> None:
+    """What was left of prompts when the report came is done by and by, whatever else is as it was."""
+    model = {"ref": "m:1", "state": "ready", "running": 1, "prefill_left_tokens": 3000}
+    answers = iter([httpx.Response(200, json={"node": "n", "models": [model]}, headers={"etag": '"1"'})])
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        return next(answers, httpx.Response(304))
+
+    async def run() -> None:
+        now = 100.0
+        async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as http:
+            watch = NodeWatch(NodeConfig(name="n", url="http://n"), lambda: http, clock=lambda: now)
+            await watch._fetch()
+            assert watch.told_at("m:1") == 100
+            now += 20
+            await watch._fetch()
+            assert watch.fetches == 2
+            assert watch.problem is None
+            assert watch.told_at("m:1") == 100
+            watch.heard("m:1", ModelLoad(1, 0, 4, prefill_left_tokens=500))
+            assert watch.told_at("m:1") == 120
+
+    asyncio.run(run())
+
+
 def test_a_report_s_region_counts_only_where_it_is_trusted() -> None:
     async def run() -> None:
         def handler(request: httpx.Request) -> httpx.Response:

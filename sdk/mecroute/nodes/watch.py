@@ -80,6 +80,7 @@ class NodeWatch:
         self._failures = 0
         self._asked_at = clock()
         self._reported_at = float("-inf")
+        self._told_at = float("-inf")
         self._heard_at = float("-inf")
         self._loads: dict[str, ModelLoad] = {}
         self._task: asyncio.Task[None] | None = None
@@ -151,8 +152,11 @@ class NodeWatch:
         )
 
     def told_at(self, ref: str) -> float:
-        """When it was told what `load` gives, by the watch's clock."""
-        return self._heard_at if ref in self._loads else self._reported_at
+        """When it was told what `load` gives, by the watch's clock.
+
+        A node that says that nothing has changed tells no load: it may have computed all that it had to.
+        """
+        return self._heard_at if ref in self._loads else self._told_at
 
     def heard(self, ref: str, load: ModelLoad | None) -> None:
         """An answer came, and told how busy its model is where the node tells that."""
@@ -242,7 +246,7 @@ class NodeWatch:
         self.report = report
         self._loads.clear()
         self.changes += 1
-        self._reported_at = self._clock()
+        self._reported_at = self._told_at = self._clock()
 
     def _answered(self, headers: Mapping[str, str], took_s: float, *, waits: bool) -> None:
         trip_ms = network_ms(headers, took_s * 1000)
