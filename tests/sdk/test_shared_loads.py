@@ -47,6 +47,30 @@ def test_who_tries_again_after_a_failure_is_not_forgotten_by_the_others_who_fail
     asyncio.run(run())
 
 
+def test_a_load_that_failed_with_nobody_waiting_is_tried_again_for_the_first_who_asks() -> None:
+    attempts: list[Engine] = []
+
+    def load() -> Engine:
+        attempts.append(Engine())
+        if len(attempts) == 1:
+            raise OSError("its file is not there yet")
+        return attempts[-1]
+
+    async def run() -> None:
+        loads: SharedLoads[Engine] = SharedLoads()
+        ahead = loads.begin("m", load)
+        await asyncio.wait((ahead,))
+        assert isinstance(ahead.exception(), OSError)
+        assert loads.begin("m", load) is ahead  # one more request does not try it again
+        assert "m" in loads
+        first, second = await asyncio.gather(loads.get("m", load), loads.get("m", load))
+        assert first is second is attempts[1]
+        assert len(attempts) == 2
+        await loads.aclose()
+
+    asyncio.run(run())
+
+
 def test_what_is_still_being_loaded_at_the_end_is_unloaded_too() -> None:
     engine, go = Engine(), threading.Event()
 

@@ -37,6 +37,9 @@ class SharedLoads(Generic[E]):
             load: called in a thread where nobody has loaded it yet; what it raises goes to all who wait, and
                 the next caller tries again.
         """
+        known = self._tasks.get(name)
+        if known is not None and known.done() and name not in self.loaded():
+            del self._tasks[name]  # it failed with nobody waiting, perhaps long ago
         task = self.begin(name, load)
         try:
             # Shielded: one caller that gives up must not stop the load for the others.
@@ -49,7 +52,10 @@ class SharedLoads(Generic[E]):
             raise
 
     def begin(self, name: str, load: Callable[[], E]) -> asyncio.Task[E]:
-        """Have it loaded, where nobody has yet. Returns at once."""
+        """Have it loaded, where nobody has yet. Returns at once.
+
+        A load that failed is not begun again by this: whoever waits for it with `get` has it tried again.
+        """
         task = self._tasks.get(name)
         if task is None:
             task = self._tasks[name] = asyncio.create_task(asyncio.to_thread(load))
