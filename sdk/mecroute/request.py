@@ -124,7 +124,8 @@ class Request:
             given = self.body["input"]
             return given if isinstance(given, str) else "\n".join(str(item) for item in given)
         if self.task == "completion":
-            return str(self.body["prompt"])
+            suffix = self.body.get("suffix")
+            return str(self.body["prompt"]) + (suffix if isinstance(suffix, str) else "")
         return "\n".join(message_text(message) for message in self.body["messages"])
 
 

@@ -265,6 +265,14 @@ def test_the_worst_case_bounds_the_tokens(body: dict, prompt: tuple[int, int], o
     assert most_output == output
 
 
+def test_what_stands_after_a_gap_is_paid_for_too() -> None:
+    body = {"prompt": "def f(x):\n", "max_tokens": 5}
+    before, _ = worst_case_tokens("completion", body, 4096)
+    after, output = worst_case_tokens("completion", {**body, "suffix": "é" * 100}, 4096)
+    assert before + 200 < after <= before + 220
+    assert output == 5
+
+
 def test_an_answer_is_charged_what_it_cost(tmp_path: Path, cloud: Upstream) -> None:
     with Client(config(tmp_path, cloud, BudgetConfig(name="team", limit_usd=1))) as client:
         client.chat.completions.create(messages=HELLO, max_tokens=20)

@@ -77,6 +77,14 @@ def test_tokens_are_estimated_by_script() -> None:
     assert features(english).prompt_tokens < features(german).prompt_tokens
 
 
+def test_what_stands_after_a_gap_is_read_as_well() -> None:
+    def tokens(**body: str) -> int:
+        return request_features(ingest("completion", model="auto", body=body)).prompt_tokens
+
+    code = "def f(x):\n"
+    assert tokens(prompt=code, suffix="    return x\n" * 50) == tokens(prompt=code + "    return x\n" * 50)
+
+
 def test_needs_are_read_from_the_body() -> None:
     image = [{"type": "image_url", "image_url": {"url": "data:"}}]
     body = {"tools": [{}], "n": 2, "logprobs": True, "response_format": {"type": "json_schema"}}

@@ -11,8 +11,9 @@ from mecroute_registry.facts import Task
 UNLIMITED_OUTPUT_TOKENS = 4096
 #: Assumed for an image or a recording, whose tokens no text tells.
 _PART_TOKENS = 4096
-_MARKERS = 16  # role and turn markers of a message, punctuation of a tool's definition
-_READ = ("messages", "prompt", "input", "tools", "functions", "response_format")
+#: Role and turn markers of a message, those around a gap to fill in, punctuation of a tool's definition.
+_MARKERS = 16
+_READ = ("messages", "prompt", "suffix", "input", "tools", "functions", "response_format")
 #: Bytes to a token of ordinary text, on the safe side; for calls whose usage nobody reported.
 _BYTES_PER_TOKEN = 3
 
@@ -26,6 +27,8 @@ def worst_case_tokens(task: Task, body: Mapping[str, Any], context_length: int) 
     prompt = sum(_bytes(body.get(name)) for name in _READ)
     if task in ("embed", "classify"):
         return prompt, 0
+    if body.get("suffix"):
+        prompt += _MARKERS
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     output = int(limit) if isinstance(limit, int) else min(UNLIMITED_OUTPUT_TOKENS, context_length)
     answers = max(1, _count(body.get("n")), _count(body.get("best_of")))
