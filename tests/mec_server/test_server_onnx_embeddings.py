@@ -26,6 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeServer]:
     """A node with an encoder, served from its folder, and a classifier."""
     folder = tmp_path_factory.mktemp("onnx")
     encoder = write_encoder(folder / "encoder")
+    (encoder / "config.json").write_text('{"model_type": "bert", "max_position_embeddings": 512}')
     classifier = write_classifier(folder / "c.onnx")
     settings = ServerSettings(
         port=0,
@@ -69,6 +70,23 @@ def test_ollamas_client(server: NodeServer) -> None:
     loaded = server.node.pool.find("c").loaded
     assert loaded is not None
     assert loaded.in_flight == 0
+
+
+def test_ollamas_client_finds_the_embedder_and_nothing_else(server: NodeServer) -> None:
+    with ollama.Client(server.url, timeout=30) as client:
+        (listed,) = client.list().models
+        assert (listed.model, listed.size is not None) == ("encoder", True)
+        shown = client.show("encoder")
+        assert listed.details
+        assert listed.details == shown.details
+        assert (listed.details.format, listed.details.family) == ("onnx", "bert")
+        assert listed.details.families == ["bert"]
+        assert listed.details.quantization_level == "float32"
+        assert shown.capabilities == ["embedding"]
+        assert shown.modelinfo
+        assert shown.modelinfo["bert.context_length"] == 512
+        with pytest.raises(ollama.ResponseError, match="embeds no texts"):
+            client.show("c")
 
 
 def test_token_ids_are_read_as_they_are(http: httpx.Client) -> None:

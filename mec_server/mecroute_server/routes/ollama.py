@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -23,7 +23,10 @@ from mecroute_server.formats.keep_alive import parse_keep_alive
 from mecroute_server.generation import Endpoint, generate, lend, record_embedding, wants_stream
 from mecroute_server.node import Node
 from mecroute_server.routes.node import CurrentNode
-from mecroute_server.slot import Lease, ModelSlot, OnnxLease
+from mecroute_server.slot import Lease, LoadedModel, ModelSlot, OnnxLease
+
+if TYPE_CHECKING:
+    from mecroute.engines.onnx.engine import OnnxEngine
 
 router = APIRouter(prefix="/api")
 
@@ -115,7 +118,10 @@ async def _encode(lease: OnnxLease, asked: openai.EmbeddingRequest) -> tuple[lis
 @router.get("/tags")
 async def tags(node: CurrentNode) -> JSONResponse:
     """The models that can be asked now."""
-    return JSONResponse({"models": [_listed(slot) for slot in node.pool.offered() if not slot.is_onnx]})
+    offered = node.pool.offered()
+    return JSONResponse(
+        {"models": [_listed(slot) for slot in offered if not slot.is_onnx or "embed" in slot.tasks]}
+    )
 
 
 @router.post("/show")
@@ -131,11 +137,7 @@ async def show(request: Request, node: CurrentNode) -> JSONResponse:
         )
     engine = slot.loaded.engine
     if not isinstance(engine, LlamaEngine):
-        raise ModelNotFoundError(
-            f"'{slot.ref}' is an ONNX model, which Ollama's API has no place for",
-            hint=f"GET /v2/models/{slot.ref} shows it",
-            model=name,
-        )
+        return JSONResponse(_shown_encoder(slot, slot.loaded, engine))
     facts = engine.facts
     family = facts.architecture
     return JSONResponse(
@@ -146,7 +148,7 @@ async def show(request: Request, node: CurrentNode) -> JSONResponse:
             "template": "",
             "license": facts.license or "",
             "modified_at": shapes.timestamp(slot.loaded.since),
-            "details": _details(family, facts.parameters, facts.quantization),
+            "details": _details_of(engine),
             "model_info": {
                 "general.architecture": family,
                 "general.basename": facts.name or slot.name,
@@ -198,12 +200,12 @@ def _listed(slot: ModelSlot) -> dict[str, Any]:
     else:
         since, size = datetime.fromtimestamp(0, UTC), 0
     engine = loaded.engine if loaded is not None else None
-    if isinstance(engine, LlamaEngine):
-        details = _details(engine.facts.architecture, engine.facts.parameters, engine.facts.quantization)
+    if engine is not None:
+        details = _details_of(engine)
     else:
         details = _details(
             (model and model.architecture) or "", (model and model.parameters) or 0,
-            (model and model.quantization) or "",
+            (model and model.quantization) or "", "onnx" if slot.is_onnx else "gguf",
         )  # fmt: skip
     return {
         "name": slot.ref,
@@ -215,6 +217,31 @@ def _listed(slot: ModelSlot) -> dict[str, Any]:
     }
 
 
+def _shown_encoder(slot: ModelSlot, loaded: LoadedModel, engine: OnnxEngine) -> dict[str, Any]:
+    if engine.encoder is None:
+        raise ModelNotFoundError(
+            f"'{slot.ref}' is an ONNX model that embeds no texts, which Ollama's API has no place for",
+            hint=f"GET /v2/models/{slot.ref} shows it",
+            model=slot.ref,
+        )
+    family = engine.encoder.family
+    return {
+        "modelfile": f"FROM {slot.ref}\n",
+        "parameters": "",
+        "template": "",
+        "license": (slot.model and slot.model.license) or "",
+        "modified_at": shapes.timestamp(loaded.since),
+        "details": _details_of(engine),
+        "model_info": {
+            "general.architecture": family,
+            "general.basename": slot.name,
+            "general.parameter_count": engine.facts.parameters,
+            f"{family or 'onnx'}.context_length": engine.encoder.max_tokens,
+        },
+        "capabilities": ["embedding"],
+    }
+
+
 def _capabilities(engine: LlamaEngine) -> list[str]:
     """In Ollama's words."""
     if not engine.generates:
@@ -222,12 +249,20 @@ def _capabilities(engine: LlamaEngine) -> list[str]:
     return ["completion", "tools", *(["insert"] if engine.can_infill else [])]
 
 
-def _details(family: str, parameters: int, quantization: str) -> dict[str, Any]:
+def _details_of(engine: LlamaEngine | OnnxEngine) -> dict[str, Any]:
+    if isinstance(engine, LlamaEngine):
+        gguf = engine.facts
+        return _details(gguf.architecture, gguf.parameters, gguf.quantization, "gguf")
+    family = engine.encoder.family if engine.encoder is not None else ""
+    return _details(family, engine.facts.parameters, engine.facts.quantization or "", "onnx")
+
+
+def _details(family: str, parameters: int, quantization: str, format: str) -> dict[str, Any]:
     return {
         "parent_model": "",
-        "format": "gguf",
+        "format": format,
         "family": family,
-        "families": [family],
+        "families": [family] if family else [],
         "parameter_size": _in_short(parameters),
         "quantization_level": quantization,
     }

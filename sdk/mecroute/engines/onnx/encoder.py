@@ -13,7 +13,7 @@ from mecroute.engines.onnx.classifier import TextClassifier, classes_of
 from mecroute.engines.onnx.engine import OnnxEngine
 from mecroute.engines.onnx.texts import Text, TextGroup, TextInputs, compute_texts
 from mecroute.errors import InvalidModelFileError, InvalidRequestError
-from mecroute_registry.onnx_folder import TOKENIZER_FILE, model_file, tokenizer_file
+from mecroute_registry.onnx_folder import TOKENIZER_FILE, model_file, read_config, tokenizer_file
 
 
 def open_onnx(path: Path, **options: Any) -> OnnxEngine:
@@ -53,6 +53,9 @@ class TextEncoder:
         engine: the model; it must outlive this.
         tokenizer: its `tokenizer.json`.
 
+    Attributes:
+        family: what kind of model it is, such as `bert`, as the configuration beside it says; or empty.
+
     Raises:
         InvalidModelFileError: the tokenizer cannot be read, or the model is no encoder.
         MissingExtraError: the `device` extra is not installed.
@@ -64,6 +67,13 @@ class TextEncoder:
         self._engine = engine
         self._texts = TextInputs(engine, tokenizer)
         self._output = _embedding_output(engine)
+        family = (read_config(tokenizer.parent) or {}).get("model_type")
+        self.family = family if isinstance(family, str) else ""
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that a text may have, the marks around it included."""
+        return self._texts.max_tokens
 
     @property
     def lanes(self) -> int:
