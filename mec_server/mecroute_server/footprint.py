@@ -19,8 +19,10 @@ _T = TypeVar("_T")
 #: Rows of a batch, as the engine has them; the buffers for activations grow with it.
 _BATCH_ROWS = 512
 #: Rows of activations as wide as the residual stream that a graph keeps at a time, and as wide as its
-#: feed-forward part; float32. Rounded up from what llama.cpp reserves.
-_STREAM_BUFFERS, _FEED_FORWARD_BUFFERS = 8, 3
+#: feed-forward part; float32. So many llama.cpp reserves for models of the Llama and Qwen2 families.
+_STREAM_BUFFERS, _FEED_FORWARD_BUFFERS = 4, 3
+#: Of the attention mask, for each row of a batch and token of KV that it may see.
+_MASK_BYTES = 2
 #: Beside weights and KV: vocabulary, graphs, threads, the allocator's slack.
 _FIXED_BYTES = 8 << 20
 #: ONNX Runtime copies the weights it reads, prepacks some of them, and keeps an arena for activations.
@@ -57,14 +59,18 @@ class Footprint:
 def estimate_gguf(path: Path, settings: ServerSettings, *, has_gpu: bool) -> Footprint:
     """What a GGUF model will take: weights + KV cache + buffers.
 
-        KV cache = context x parallel x (1 + adapters, at most 4) x kv_bytes_per_token
-        buffers  = 512 x 4 x (8 x embedding + 3 x feed_forward) + 512 x 6 x KV tokens + 8 MiB
+        contexts = 1 + adapters, at most 4
+        KV cache = context x parallel x contexts x kv_bytes_per_token
+        buffers  = contexts x (512 x 4 x (4 x embedding + 3 x feed_forward) + 512 x 2 x seen
+                   + 4 x parallel x vocabulary) + 8 MiB
 
-    where 6 bytes a row and KV token are the attention mask. With layers on a GPU, that share of weights and
-    KV cache counts there, and the buffers on both sides. An encoder has no KV cache, but a second context
-    to make vectors with; there llama.cpp keeps room for logits:
+    where `seen` are the KV tokens over which attention passes, 2 bytes of mask for each row: those of a
+    sequence where each has a stream of cells for itself, and of all where they share them (with speculation;
+    and a model whose memory cannot be cut, which its header does not tell). With layers on a GPU, that share
+    of weights and KV cache counts there, and the buffers on both sides. An encoder has no KV cache, but a
+    second context to make vectors with; there llama.cpp keeps room for logits:
 
-        second context = 512 x 4 x (8 x embedding + 3 x feed_forward + vocabulary)
+        second context = 512 x 4 x (4 x embedding + 3 x feed_forward + vocabulary)
 
     Args:
         path: the file; its header is read.
@@ -76,17 +82,20 @@ def estimate_gguf(path: Path, settings: ServerSettings, *, has_gpu: bool) -> Foo
     """
     facts = read_gguf(path)
     weights = path.stat().st_size
-    tokens = min(settings.context, facts.context_length or settings.context) * settings.parallel
-    # Each combination of adapters has a KV cache of its own; how many will be in use is up to the callers.
-    tokens *= 1 + min(len(settings.adapters), MAX_SETS)
-    if not facts.is_causal:
-        tokens = min(settings.context, facts.context_length or settings.context)
-    kv = tokens * (facts.kv_bytes_per_token or 0) if facts.is_causal else 0
+    # Each combination of adapters has a context of its own; how many will be in use is up to the callers.
+    contexts = 1 + min(len(settings.adapters), MAX_SETS)
+    seen = min(settings.context, facts.context_length or settings.context)
+    tokens = seen * settings.parallel * contexts if facts.is_causal else 0
+    if facts.is_causal and settings.speculation != "off":
+        seen *= settings.parallel
+    kv = tokens * (facts.kv_bytes_per_token or 0)
     width, inner = facts.embedding_length or 0, facts.feed_forward_length or 0
     rows = _STREAM_BUFFERS * width + _FEED_FORWARD_BUFFERS * (inner or 4 * width)
-    buffers = _BATCH_ROWS * (4 * rows + 6 * tokens) + _FIXED_BYTES
+    logits = 4 * (facts.vocabulary_size or 0)
+    buffers = contexts * (_BATCH_ROWS * (4 * rows + _MASK_BYTES * seen) + settings.parallel * logits)
     if not facts.is_causal:
-        buffers += _BATCH_ROWS * 4 * (rows + (facts.vocabulary_size or 0))
+        buffers = _BATCH_ROWS * (2 * 4 * rows + _MASK_BYTES * seen + logits)
+    buffers += _FIXED_BYTES
     on_gpu = _gpu_share(facts, settings.gpu_layers) if has_gpu else 0.0
     here = int((weights + kv) * (1 - on_gpu))
     return Footprint(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from mecroute.engines.llama.speculation import Speculation
 from mecroute_registry.gguf import read_gguf
 from mecroute_server.budget import HEAT_HALF_LIFE_S, Candidate, Heat, MemoryBudget
 from mecroute_server.footprint import Footprint, estimate_gguf, estimate_onnx, measuring
 from mecroute_server.settings import ServerSettings
+from support.process import child_environment
 from support.tiny_bert_gguf import WORDS, write_tiny_bert_gguf
 from support.tiny_encoder import write_encoder
-from support.tiny_gguf import HEAD_DIM, KV_HEADS, LAYERS
+from support.tiny_gguf import HEAD_DIM, KV_HEADS, LAYERS, write_tiny_gguf
 
 
 def test_demand_counts_half_after_the_half_life() -> None:
@@ -120,3 +124,40 @@ def test_what_is_measured_never_falls_below_what_is_certain() -> None:
     estimate = Footprint(100, 7, certain_bytes=60)
     assert estimate.measured(20) == Footprint(60, 7, 60)
     assert estimate.measured(300) == Footprint(300, 7, 60)
+
+
+#: Loads a model as a node does, and prints the bytes of the buffers that llama.cpp has beside its weights.
+BUFFERS = r"""
+import ctypes, re, sys
+import subprocess
+import sys
+from pathlib import Path
+import llama_cpp
+from mecroute.engines.llama import LlamaEngine, native
+
+said = []
+native.llama()
+keep = llama_cpp.llama_log_callback(lambda level, text, _: said.append(text.decode(errors="replace")))
+llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
+path, (parallel, context), speculation = Path(sys.argv[1]), map(int, sys.argv[2:4]), sys.argv[4]
+engine = LlamaEngine(path, n_ctx=context, n_parallel=parallel, n_threads=1, speculation=speculation)
+sizes = re.findall(r"(?:KV|compute|output) +buffer size = +([\d.]+) MiB", "".join(said))
+print(round(sum(map(float, sizes)) * (1 << 20)))
+engine.close()
+"""
+
+
+@pytest.mark.parametrize("speculation", ["off", "prompt-lookup"])
+@pytest.mark.parametrize("parallel", [1, 8])
+def test_the_estimate_is_what_llama_cpp_takes(
+    tmp_path: Path, speculation: Speculation, parallel: int
+) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", context_length=8192)
+    settings = ServerSettings(context=8192, parallel=parallel, speculation=speculation)
+    estimate = estimate_gguf(path, settings, has_gpu=False)
+    ran = subprocess.run(
+        [sys.executable, "-c", BUFFERS, path, str(parallel), "8192", speculation],
+        capture_output=True, text=True, check=True, env=child_environment(),
+    )  # fmt: skip
+    slack = 8 << 20
+    assert estimate.ram_bytes - slack - path.stat().st_size == pytest.approx(int(ran.stdout), rel=0.1)
