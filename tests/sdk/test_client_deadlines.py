@@ -170,6 +170,20 @@ def test_a_target_rests_for_as_long_as_it_asks(tmp_path: Path) -> None:
     assert monitor.resting("mec/n1/fox:1") is None
 
 
+def test_a_target_that_named_several_times_rests_until_the_first(tmp_path: Path) -> None:
+    now = 0.0
+    monitor = MonitorAgent(StateStore(None, enabled=False), clock=lambda: now)
+    for told_s in (20.0, 40.0):  # to two requests, so that they do not come back together
+        monitor.failed("mec/n1/fox:1", "busy", retry_after_s=told_s)
+    now = 19
+    assert monitor.resting("mec/n1/fox:1")
+    now = 20
+    assert monitor.resting("mec/n1/fox:1") is None
+    monitor.failed("mec/n1/fox:1", "busy", retry_after_s=30)
+    now = 49
+    assert monitor.resting("mec/n1/fox:1")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_node_that_says_nothing_is_not_waited_for_past_a_deadline(
     tmp_path: Path, stream: bool, monkeypatch: pytest.MonkeyPatch

@@ -65,15 +65,20 @@ class Observations:
             return f"failed {count} times in a row ({seen.last_error}); next try in {left:.1f} s"
 
     def failed(self, target_id: str, error: str, retry_after_s: float | None) -> None:
-        """A target did not answer: it rests for longer each time, or for as long as it asks."""
+        """A target did not answer: it rests for longer each time, or for as long as it asks.
+
+        To requests that it refused together it may have named a time each: then it rests until the first.
+        """
         with self._lock:
-            seen = self._of(target_id)
+            seen, now = self._of(target_id), self._clock()
             seen.success += _ALPHA * (0.0 - seen.success)
-            pause = _BACKOFF_S[min(seen.failures_in_a_row, len(_BACKOFF_S) - 1)]
+            retry_at = now + _BACKOFF_S[min(seen.failures_in_a_row, len(_BACKOFF_S) - 1)]
             if retry_after_s is not None:
-                pause = min(retry_after_s, _MAX_RETRY_AFTER_S)
+                retry_at = now + min(retry_after_s, _MAX_RETRY_AFTER_S)
+                if seen.failures_in_a_row and now < seen.retry_at:
+                    retry_at = min(retry_at, seen.retry_at)
             seen.failures_in_a_row += 1
-            seen.retry_at = self._clock() + pause
+            seen.retry_at = retry_at
             seen.last_error = error
 
     def answered(

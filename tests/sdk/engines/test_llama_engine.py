@@ -23,6 +23,7 @@ from mecroute.engines.llama import (
 )
 from mecroute.engines.llama.context import DecodeContext
 from mecroute.engines.llama.embedding import Embedder
+from mecroute.engines.llama.scheduler import Scheduler
 from mecroute.errors import (
     ContextLengthError,
     InvalidModelFileError,
@@ -299,6 +300,25 @@ def test_a_full_queue_refuses_at_once_with_a_time_to_retry(engine: MakeEngine) -
         assert one.stats().retry_after_s > 0
     read(one.submit(ask(one.tokenize("d"), 3)))
     assert one.stats().retry_after_s == 0
+
+
+def test_those_refused_together_are_not_told_to_come_back_together(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scheduler, "_retry_after_s", lambda _: 20.0)
+    one = engine(n_ctx=8192, max_queue=2)
+
+    def refused() -> float:
+        with pytest.raises(OverloadedError) as refusal:
+            one.submit(ask(one.tokenize("c")))
+        return refusal.value.retry_after_s
+
+    prompt = one.tokenize("a")
+    with one.submit(ask(prompt, 8000)), one.submit(ask(prompt, 8000)), one.submit(ask(prompt, 8000)):
+        # One answer ends in 20 s, the next one 20 s later; after 60 s all that are here now have ended.
+        told = [refused() for _ in range(5)]
+        assert one.stats().retry_after_s == 20
+    assert told == pytest.approx([20, 40, 60, 60, 60], abs=5)
 
 
 def test_a_finished_prompt_is_not_computed_again(

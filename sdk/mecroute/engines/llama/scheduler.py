@@ -105,6 +105,8 @@ class Scheduler:
         self._pace = PaceMeter()
         # Requests end far less often than steps: a longer memory, of time with something running.
         self._completion_rate = Rate(memory_s=30.0)
+        #: Places that become free until then are for those that were refused before.
+        self._promised_until = 0.0
         self._decode_steps_total = 0
         self._decoded_rows_total = 0
         self._tokens_total = 0
@@ -162,7 +164,7 @@ class Scheduler:
     def _make_room_for(self, generation: Generation, places: int) -> None:
         overloaded = OverloadedError(
             f"{self._name} has {self._in_slots()} requests running and {len(self._queue) - 1} waiting",
-            retry_after_s=self._retry_after_s(),
+            retry_after_s=self._come_back_after_s(),
         )
         self._queue.remove(generation)
         # A request for several answers does not push out several others.
@@ -296,6 +298,17 @@ class Scheduler:
         """How long until one of the requests ends and makes a place free, at the measured rate."""
         completions_per_s = self._completion_rate.per_s
         return 1 / completions_per_s if completions_per_s else UNMEASURED_RETRY_S
+
+    def _come_back_after_s(self) -> float:
+        """When there will be a place for one that is refused now, behind those that were told to come back.
+
+        Told the same time, all of them would come at once for the one place that there is then. Not all come
+        back, so that nobody is sent away for longer than it takes to complete what is here now.
+        """
+        one_s, now = self._retry_after_s(), time.perf_counter()
+        whole_s = one_s * (self._n_parallel + self._max_queue)
+        self._promised_until = min(max(self._promised_until, now) + one_s, now + whole_s)
+        return self._promised_until - now
 
     def close(self) -> None:
         """End the thread and fail what is running or waiting; a second call does nothing."""
