@@ -239,10 +239,6 @@ class DecodeContext:
         """
         return self._states.write(sequence, state)
 
-    def free_buffers(self) -> None:
-        """See `SequenceStates.free_buffers`."""
-        self._states.free_buffers()
-
     def clear(self) -> None:
         """Forget every sequence."""
         if self._memory:

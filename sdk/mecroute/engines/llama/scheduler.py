@@ -380,7 +380,6 @@ class Scheduler:
                     self._residency.make_room(self._running, self._context.n_batch)
                     self._residency.line_up(self._running)
                     return True
-                self._context.free_buffers()
                 # What came while the lock was free for a copy has told nobody.
                 if not self._has_news:
                     self._changed.wait(self._residency.patience_s)
