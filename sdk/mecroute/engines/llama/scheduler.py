@@ -354,6 +354,7 @@ class Scheduler:
                     sequence.close()
                 self._running.clear()
                 left += self._about_to_run()
+                self._starting = None
                 self._residency.abandon()
                 while self._queue.peek() is not None:
                     left.append(self._queue.pop())
