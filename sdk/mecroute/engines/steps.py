@@ -8,6 +8,9 @@ from collections.abc import Sequence
 STEP_ROWS = 512
 #: Where they would take longer than this, a step has fewer: so long may it hold up whoever joins.
 STEP_S = 1.0
+#: And short prompts that came together longer than this: in two steps the first of them answer sooner, the
+#: others later, and all together take longer.
+SHORT_PROMPTS_S = 2.0
 #: But not fewer than these. Of a prompt of 1,024 tokens (Qwen2.5-0.5B, 2 threads) steps of 512, 256 and 128
 #: rows computed as much a second, of 64 rows a tenth less, and of 32 three tenths less.
 MIN_STEP_ROWS = 64
@@ -24,13 +27,14 @@ STEPS_PER_SLICE = 24
 MIN_PREFILL_ROWS = 32
 
 
-def step_rows(speed: float | None) -> float:
+def step_rows(speed: float | None, seconds: float) -> float:
     """The most rows of prompts that a step has, without a slice beside answers, as far as its batch has room.
 
     Args:
         speed: prompt tokens per second, > 0, None while not measured, infinite where it sets no bound.
+        seconds: how long they may take.
     """
-    return min(STEP_ROWS, max(MIN_STEP_ROWS, (speed or 0.0) * STEP_S))
+    return min(STEP_ROWS, max(MIN_STEP_ROWS, (speed or 0.0) * seconds))
 
 
 def prompt_rows(
@@ -48,9 +52,9 @@ def prompt_rows(
     Returns:
         Rows, at most `room`; they go to the prompts in the order of `left`. 0: the step is the answers' own.
     """
-    most = min(room, step_rows(speed))
     if not generating and left[0] > SHORT_PROMPT_TOKENS:
-        return most
+        return min(room, step_rows(speed, STEP_S))
+    most = min(room, step_rows(speed, SHORT_PROMPTS_S))
     rows = 0.0
     for tokens in left:
         if tokens > SHORT_PROMPT_TOKENS or (rows and rows + tokens > most):
