@@ -23,7 +23,7 @@ from mecroute.engines.llama import (
 )
 from mecroute.engines.llama.context import DecodeContext
 from mecroute.engines.llama.embedding import Embedder
-from mecroute.engines.llama.scheduler import Scheduler
+from mecroute.engines.llama.free_places import FreePlaces
 from mecroute.errors import (
     ContextLengthError,
     InvalidModelFileError,
@@ -305,7 +305,7 @@ def test_a_full_queue_refuses_at_once_with_a_time_to_retry(engine: MakeEngine) -
 def test_those_refused_together_are_not_told_to_come_back_together(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Scheduler, "_retry_after_s", lambda _: 20.0)
+    monkeypatch.setattr(FreePlaces, "next_s", lambda _: 20.0)
     one = engine(n_ctx=8192, max_queue=2)
 
     def refused() -> float:

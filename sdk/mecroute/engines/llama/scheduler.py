@@ -14,6 +14,7 @@ from mecroute.engines.llama.batch import Batch
 from mecroute.engines.llama.choosing import TokenChooser
 from mecroute.engines.llama.context import DecodeContext
 from mecroute.engines.llama.errands import Errands
+from mecroute.engines.llama.free_places import FreePlaces
 from mecroute.engines.llama.gaps import GapHistogram
 from mecroute.engines.llama.generation import Generation, GenerationRequest, wake
 from mecroute.engines.llama.grammar import Grammar
@@ -38,9 +39,6 @@ from mecroute.errors import (
     TierError,
     TierUnreachableError,
 )
-
-#: Retry-After before any request has been completed.
-UNMEASURED_RETRY_S = 1.0
 
 _T = TypeVar("_T")
 
@@ -103,10 +101,7 @@ class Scheduler:
         self._slices = PrefillSlices()
         self._prefill_rate = Rate()
         self._pace = PaceMeter()
-        # Requests end far less often than steps: a longer memory, of time with something running.
-        self._completion_rate = Rate(memory_s=30.0)
-        #: Places that become free until then are for those that were refused before.
-        self._promised_until = 0.0
+        self._places = FreePlaces(n_parallel + max_queue)
         self._decode_steps_total = 0
         self._decoded_rows_total = 0
         self._tokens_total = 0
@@ -164,7 +159,7 @@ class Scheduler:
     def _make_room_for(self, generation: Generation, places: int) -> None:
         overloaded = OverloadedError(
             f"{self._name} has {self._in_slots()} requests running and {len(self._queue) - 1} waiting",
-            retry_after_s=self._come_back_after_s(),
+            retry_after_s=self._places.come_back_after_s(),
         )
         self._queue.remove(generation)
         # A request for several answers does not push out several others.
@@ -187,7 +182,10 @@ class Scheduler:
                 name=self._name,
                 left_s=deadline_at - now,
                 running=[
-                    *(Promise(self._work_left(one), _left_s(one.generation, now)) for one in self._running),
+                    *(
+                        Promise(self._work_left(one), one.generation.request.submitter.left_s(now))
+                        for one in self._running
+                    ),
                     *(self._promise(other, now) for other in self._about_to_run()),
                 ],
                 ahead=[self._promise(other, now) for other in line[:place]],
@@ -197,7 +195,7 @@ class Scheduler:
             )
 
     def _promise(self, generation: Generation, now: float) -> Promise:
-        return Promise(self._work_of(generation), _left_s(generation, now))
+        return Promise(self._work_of(generation), generation.request.submitter.left_s(now))
 
     def _work_of(self, generation: Generation) -> Work:
         # The engine's thread may be adding to a slot's tokens meanwhile: the estimate is a token older then.
@@ -267,7 +265,7 @@ class Scheduler:
                 prefix_ram_bytes=self._residency.spill.ram_bytes,
                 disk_hits=self._residency.spill.disk_hits,
                 disk_hit_tokens=self._residency.spill.disk_hit_tokens,
-                retry_after_s=self._retry_after_s() if full else 0.0,
+                retry_after_s=self._places.next_s() if full else 0.0,
                 decode_steps_total=self._decode_steps_total,
                 decoded_rows_total=self._decoded_rows_total,
                 gaps=self._gaps.read(),
@@ -293,22 +291,6 @@ class Scheduler:
         """The conversations in memory, the one used last first."""
         with self._changed:
             return self._residency.residents()
-
-    def _retry_after_s(self) -> float:
-        """How long until one of the requests ends and makes a place free, at the measured rate."""
-        completions_per_s = self._completion_rate.per_s
-        return 1 / completions_per_s if completions_per_s else UNMEASURED_RETRY_S
-
-    def _come_back_after_s(self) -> float:
-        """When there will be a place for one that is refused now, behind those that were told to come back.
-
-        Told the same time, all of them would come at once for the one place that there is then. Not all come
-        back, so that nobody is sent away for longer than it takes to complete what is here now.
-        """
-        one_s, now = self._retry_after_s(), time.perf_counter()
-        whole_s = one_s * (self._n_parallel + self._max_queue)
-        self._promised_until = min(max(self._promised_until, now) + one_s, now + whole_s)
-        return self._promised_until - now
 
     def close(self) -> None:
         """End the thread and fail what is running or waiting; a second call does nothing."""
@@ -492,7 +474,7 @@ class Scheduler:
                 seconds=took_s,
                 grown=chosen - len(batch.choices) + batch.generating,
             )
-        self._completion_rate.add(finished, took_s)
+        self._places.completed(finished, took_s)
 
     def _recover(self, status: int) -> None:
         """After a failed step: make room and try again, or give up what cannot go on."""
@@ -516,9 +498,3 @@ class Scheduler:
         for generation in failed:
             generation.fail(error)
         wake(failed)
-
-
-def _left_s(generation: Generation, now: float) -> float | None:
-    """Seconds until a request's deadline, where it has one."""
-    deadline_at = generation.request.submitter.deadline_at
-    return None if deadline_at is None else deadline_at - now

@@ -27,6 +27,14 @@ class Submitter:
         self.deadline_at = deadline_at
         self.generations: list[Generation] = []
 
+    def left_s(self, now: float) -> float | None:
+        """Seconds until the deadline, negative once it has passed; None without one.
+
+        Args:
+            now: time.perf_counter().
+        """
+        return None if self.deadline_at is None else self.deadline_at - now
+
     def reserve(self, tokens: int) -> None:
         """Called before a request that may generate up to `tokens` is queued; raises to refuse it."""
 
